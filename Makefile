@@ -1,0 +1,49 @@
+# Run Records. Everything here starts from Python 3.11+, make and git; `make install` brings the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# Tests of one file stay on one worker, so that the fixtures of a module are made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run test check lint types layers lock clean
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
+
+install: $(INSTALLED) ## make .venv with the pinned dependencies
+
+$(INSTALLED): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Run Records needs Python 3.11 or newer; this is %d.%d. Try: make PYTHON=python3.12 install" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(INSTALLED)
+
+demo: install ## run the main job end to end against the sandbox, print what landed, and end
+	$(BIN)/python -m app demo
+
+run: install ## serve against the sandbox until you stop it
+	$(BIN)/python -m app serve --sandbox
+
+test: install ## run every test
+	$(PYTEST)
+
+check: install lint types layers test ## lint, types, layering and tests
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+layers: install
+	$(BIN)/lint-imports
+
+lock: install ## pin the dependencies anew
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --group dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+clean: ## remove what the targets made (not your data)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

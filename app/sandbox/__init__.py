@@ -1,0 +1,1 @@
+"""The emulators of Airtable and Apify, and the demo that runs against them."""
