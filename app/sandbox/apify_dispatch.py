@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import aiohttp
 
+from app.sandbox.apify_webhooks import DISPATCH_ID_HEADER, Dispatch
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from datetime import datetime
 
     from app.sandbox.apify_runs import Event
-    from app.sandbox.apify_webhooks import Dispatch
 
 #: Retries after a failure, and the wait before the first of them; each further wait is twice as long.
 MAX_RETRIES = 11
@@ -37,7 +38,7 @@ class Lose:
 
 @dataclass(frozen=True, slots=True)
 class Double:
-    """Deliver it twice, the second time after the first: with the same dispatch id, or as a second webhook does."""
+    """Deliver it twice, one after the other: with the same dispatch id, or as a second webhook would."""
 
     same_dispatch: bool = True
 
@@ -104,11 +105,8 @@ class _Rule:
     left: int | None
 
     def take(self, dispatch: Dispatch) -> bool:
-        if (
-            self.left == 0
-            or self.event not in {None, dispatch.event}
-            or self.run_id not in {None, dispatch.run_id}
-        ):
+        fits = self.event in {None, dispatch.event} and self.run_id in {None, dispatch.run_id}
+        if self.left == 0 or not fits:
             return False
         if self.left is not None:
             self.left -= 1
@@ -116,9 +114,9 @@ class _Rule:
 
 
 class Dispatcher:
-    """Posts dispatches in the background, each in a task of its own, so one may overtake another as on the real wire.
+    """Posts dispatches in the background, each in a task of its own: one may overtake another, as with Apify.
 
-    `retry_factor` scales the waits between attempts (1.0 is Apify's minutes); every wait goes through `sleep`.
+    `retry_factor` scales the waits between attempts (1.0: Apify's minutes); every wait goes through `sleep`.
     """
 
     def __init__(
@@ -145,7 +143,7 @@ class Dispatcher:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._attempt_seconds))
 
     async def stop(self) -> None:
-        """Cut what is under way, and close every connection. What was not delivered stays in the log as it is."""
+        """Cut what is under way, and close every connection. What was not delivered stays in the log."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -162,7 +160,7 @@ class Dispatcher:
         run_id: str | None = None,
         times: int | None = 1,
     ) -> None:
-        """Give this treatment to the next `times` dispatches that match (None: to all); the first rule that fits wins."""
+        """Treat the next `times` dispatches that match like this (None: all); the first that fits wins."""
         self._rules.append(_Rule(treatment, event, run_id, times))
 
     def treat_well(self) -> None:
@@ -203,29 +201,28 @@ class Dispatcher:
                 self._spawn(self._deliver(record, first=False))
 
     async def wait_for(
-        self, predicate: Callable[[list[DispatchRecord]], bool], timeout: float = 10.0
+        self, predicate: Callable[[list[DispatchRecord]], bool], *, within: float = 10.0
     ) -> list[DispatchRecord]:
-        """Wait until the log satisfies `predicate`, and return it. Raises `TimeoutError` after real seconds."""
-        async with asyncio.timeout(timeout):
+        """Wait until the log satisfies `predicate`. Raises `TimeoutError` after `within` real seconds."""
+        async with asyncio.timeout(within):
             while not predicate(self.log):
                 await self._changed.wait()
         return self.log
 
-    async def settled(self, event: Event, run_id: str | None = None, timeout: float = 10.0) -> DispatchRecord:
+    async def settled(
+        self, event: Event, run_id: str | None = None, *, within: float = 10.0
+    ) -> DispatchRecord:
         """Wait until a dispatch of this event is delivered, given up, held or lost, and return it."""
 
         def found(log: list[DispatchRecord]) -> list[DispatchRecord]:
             return [r for r in log if r.event is event and r.state.is_settled and run_id in {None, r.run_id}]
 
-        return found(await self.wait_for(lambda log: bool(found(log)), timeout))[0]
+        return found(await self.wait_for(lambda log: bool(found(log)), within=within))[0]
 
     def _as_second_webhook(self, dispatch: Dispatch) -> Dispatch:
         new_id = self._new_id()
-        headers = tuple(
-            (name, new_id if name == "X-Apify-Webhook-Dispatch-Id" else value)
-            for name, value in dispatch.headers
-        )
-        return replace(dispatch, id=new_id, webhook_id=self._new_id(), headers=headers)
+        headers = dict(dispatch.headers) | {DISPATCH_ID_HEADER: new_id}
+        return replace(dispatch, id=new_id, webhook_id=self._new_id(), headers=tuple(headers.items()))
 
     async def _deliver_late(self, record: DispatchRecord, seconds: float) -> None:
         await self._sleep(seconds)

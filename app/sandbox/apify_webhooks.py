@@ -1,7 +1,7 @@
 """Apify's webhooks as values: read from the start of a run, and rendered into requests that carry an event.
 
-The rules of the templates are those of Apify's documentation ("Webhook actions"). Pure; who sends the requests,
-and when, is not known here.
+The rules of the templates are those of Apify's documentation ("Webhook actions"). Pure; who sends the
+requests, and when, is not known here.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from app.model import Json
 
+DISPATCH_ID_HEADER = "X-Apify-Webhook-Dispatch-Id"
 DEFAULT_PAYLOAD_TEMPLATE = (
     '{"userId": {{userId}}, "createdAt": {{createdAt}}, "eventType": {{eventType}},'
     ' "eventData": {{eventData}}, "resource": {{resource}}}'
@@ -197,7 +198,7 @@ def dispatch(webhook: Webhook, occurrence: Occurrence, dispatch_id: str, run_id:
     system = {
         "Content-Type": "application/json",
         "X-Apify-Webhook": "true",
-        "X-Apify-Webhook-Dispatch-Id": dispatch_id,
+        DISPATCH_ID_HEADER: dispatch_id,
         "X-Apify-Request-Origin": "WEBHOOK",
     }
     # These are always Apify's own, whatever the template says.
