@@ -298,6 +298,8 @@ class WireServer:
 
 async def _read(http: web.BaseRequest) -> bytes | None:
     """Read the whole body; None if it is larger than the server wants to hold."""
+    if http.headers.get("Expect", "").lower() == "100-continue" and http.transport is not None:
+        http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # curl sends a large body only after this
     body = bytearray()
     async for chunk in http.content.iter_any():
         body += chunk
