@@ -209,9 +209,7 @@ class Dispatcher:
                 await self._changed.wait()
         return self.log
 
-    async def settled(
-        self, event: Event, run_id: str | None = None, *, within: float = 10.0
-    ) -> DispatchRecord:
+    async def settled(self, event: Event, run_id: str | None = None, *, within: float = 10.0) -> DispatchRecord:
         """Wait until a dispatch of this event is delivered, given up, held or lost, and return it."""
 
         def found(log: list[DispatchRecord]) -> list[DispatchRecord]:

@@ -144,6 +144,7 @@ class SandboxRun:
     options: RunOptions
     input_body: bytes
     input_content_type: str
+    input_value: Json
     started_at: datetime
     build_id: str
     build_number: str
