@@ -72,9 +72,7 @@ class Fault:
 
     def __post_init__(self) -> None:
         if isinstance(self.then, Truncate) and not self.apply:
-            raise ValueError(
-                "Truncate cuts the backend's answer, so the backend must get the request: apply=True"
-            )
+            raise ValueError("Truncate cuts the backend's answer, so the backend must get the request: apply=True")
         if not self.name:
             object.__setattr__(self, "name", type(self.then).__name__.lower())
 
@@ -90,9 +88,7 @@ def server_error(status: int = 500, retry_after: int | None = None, *, applied: 
     if retry_after is not None:
         headers["Retry-After"] = str(retry_after)
     name = f"server_error_{status}{'_applied' if applied else ''}"
-    return Fault(
-        applied, Reply(status, b"<html><body>The server is unavailable.</body></html>", headers), name
-    )
+    return Fault(applied, Reply(status, b"<html><body>The server is unavailable.</body></html>", headers), name)
 
 
 def dropped() -> Fault:

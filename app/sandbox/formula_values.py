@@ -145,7 +145,7 @@ def _add_to_date(arguments: list[Value]) -> datetime:
 
 
 def _dates(arguments: list[Value]) -> tuple[datetime, datetime] | None:
-    """Take the two dates of a comparison, both cut down to the unit that may follow them; None if one is blank."""
+    """Take the two dates of a comparison, cut down to the unit that may follow; None if one is blank."""
     if None in arguments[:2]:
         return None
     moments = _moment(arguments[0]), _moment(arguments[1])

@@ -40,9 +40,9 @@ def parse_json(body: bytes) -> Json:
 class WireRequest:
     """One request, its body read to the end.
 
-    `path` is percent-decoded and has no query. `raw_path` is the same path as it came, for `segments`: a
-    table name may hold an encoded slash, which `path` can no longer tell from a separator. Header names are
-    looked up in any case.
+    `path` is percent-decoded and has no query. `target` is path and query as they came: `segments` needs it,
+    because a table name may hold an encoded slash, which `path` can no longer tell from a separator; and so
+    does whoever limits the length of a URL. Header names are looked up in any case.
     """
 
     method: str
@@ -50,7 +50,7 @@ class WireRequest:
     query: tuple[tuple[str, str], ...] = ()
     headers: Mapping[str, str] = field(default_factory=_no_headers)
     body: bytes = b""
-    raw_path: str = ""
+    target: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "headers", CIMultiDict(self.headers))
@@ -58,9 +58,9 @@ class WireRequest:
     @property
     def segments(self) -> tuple[str, ...]:
         """The decoded parts of the path: `/v0/app1/Client%20Runs` is `("v0", "app1", "Client Runs")`."""
-        if not self.raw_path:
+        if not self.target:
             return tuple(part for part in self.path.split("/") if part)
-        return tuple(unquote(part) for part in self.raw_path.split("/") if part)
+        return tuple(unquote(part) for part in self.target.partition("?")[0].split("/") if part)
 
     def param(self, name: str) -> str | None:
         """Find the first value of a query parameter, or None."""
@@ -92,8 +92,13 @@ class WireResponse:
     @classmethod
     def json(cls, status: int, value: Json, headers: Mapping[str, str] | None = None) -> WireResponse:
         """Make an answer whose body is `value` as UTF-8 JSON."""
-        body = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-        return cls(status, body, {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
+        body = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        # A lone surrogate, which JSON can carry and UTF-8 cannot, must not break the answer that quotes it.
+        return cls(
+            status,
+            body.encode(errors="replace"),
+            {"Content-Type": "application/json; charset=utf-8", **(headers or {})},
+        )
 
 
 class Backend(Protocol):

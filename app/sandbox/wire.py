@@ -214,9 +214,9 @@ class WireServer:
             refusal = web.Response(status=413)
             refusal.force_close()
             return refusal
-        raw_path = http.raw_path.partition("?")[0]
-        query = tuple(http.query.items())
-        request = WireRequest(http.method, unquote(raw_path), query, http.headers, body, raw_path)
+        target = http.raw_path
+        path, query = unquote(target.partition("?")[0]), tuple(http.query.items())
+        request = WireRequest(http.method, path, query, http.headers, body, target)
         fault = self.faults.choose(request)
         number = self._log_arrival(request, fault)
         effect = asyncio.create_task(self._take_effect(number, request, fault))
@@ -239,9 +239,7 @@ class WireServer:
             return await _answer_half(http, real)
         return await self._answer(number, http, real)
 
-    async def _take_effect(
-        self, number: int, request: WireRequest, fault: Fault | None
-    ) -> WireResponse | None:
+    async def _take_effect(self, number: int, request: WireRequest, fault: Fault | None) -> WireResponse | None:
         """Give the request to the backend if and when the fault allows it; the backend's answer, or None."""
         if fault is not None and not fault.apply:
             if not isinstance(fault.then, Delay):

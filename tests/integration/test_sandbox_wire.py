@@ -148,9 +148,7 @@ async def test_a_server_error_can_come_after_the_request_took_effect(server: Wir
 
 
 @pytest.mark.parametrize(("fault", "effects"), [(wire.dropped(), 0), (wire.applied_then_dropped(), 1)])
-async def test_a_dropped_connection_is_a_connection_error(
-    server: WireServer, fault: Fault, effects: int
-) -> None:
+async def test_a_dropped_connection_is_a_connection_error(server: WireServer, fault: Fault, effects: int) -> None:
     server.faults.add(fault, times=2)
 
     with pytest.raises(requests.exceptions.ConnectionError):
@@ -253,10 +251,7 @@ async def test_a_fault_goes_to_the_requests_it_names_and_to_no_others(server: Wi
     server.faults.add(wire.server_error(502), times=None, where=lambda request: request.body == b"odd")
 
     statuses = [(await post(server, path)).status_code for path in ("/bad", "/good", "/bad", "/bad", "/bad")]
-    odd = [
-        (await asyncio.to_thread(requests.put, server.url, data=b"odd", timeout=10)).status_code
-        for _ in range(3)
-    ]
+    odd = [(await asyncio.to_thread(requests.put, server.url, data=b"odd", timeout=10)).status_code for _ in range(3)]
 
     assert statuses == [200, 200, 500, 500, 200]
     assert odd == [502, 502, 502]
