@@ -30,8 +30,9 @@ def _utc_now() -> datetime:
 class ApifyServer:
     """`async with ApifyServer() as apify:` serves `apify.sandbox` at `apify.url`, for `ApifyClientAsync(api_url=…)`.
 
-    By default it lives in real time, with Apify's own delays. A sandbox with a clock of its own needs that clock's `sleep`
-    as well, or a `sandbox.tick()` after each step of the clock. Webhooks are sent by `apify.webhooks`, requests go wrong by `apify.faults`.
+    By default it lives in real time, with Apify's own delays. A sandbox with a clock of its own needs that clock's
+    `sleep` as well, or a `sandbox.tick()` after each step of the clock. `webhooks` and `faults` are the
+    switches by which deliveries and requests go wrong.
     """
 
     def __init__(
@@ -45,14 +46,12 @@ class ApifyServer:
         port: int = 0,
         retry_factor: float = 1.0,
     ) -> None:
-        self.sandbox = sandbox if sandbox is not None else ApifySandbox(now=_utc_now, random=Random(1))  # noqa: S311 - ids
+        if sandbox is None:
+            sandbox = ApifySandbox(now=_utc_now, random=Random(1))  # noqa: S311 - the ids of a sandbox
+        self.sandbox = sandbox
         self.faults = faults if faults is not None else Faults()
-        self.webhooks = Dispatcher(
-            now=self.sandbox.now, new_id=self.sandbox.new_id, sleep=sleep, retry_factor=retry_factor
-        )
-        self._wire = WireServer(
-            self.sandbox, faults=self.faults, clock=monotonic, sleep=sleep, latency=latency, port=port
-        )
+        self.webhooks = Dispatcher(now=sandbox.now, new_id=sandbox.new_id, sleep=sleep, retry_factor=retry_factor)
+        self._wire = WireServer(sandbox, faults=self.faults, clock=monotonic, sleep=sleep, latency=latency, port=port)
         self._sleep = sleep
         self._changed = asyncio.Event()
         self._living: asyncio.Task[None] | None = None
