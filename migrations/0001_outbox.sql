@@ -158,6 +158,7 @@ CREATE TABLE errors (
     CHECK ((state = 'resolved') = (resolved_at IS NOT NULL AND resolution IS NOT NULL))
 ) STRICT;
 CREATE UNIQUE INDEX errors_one_missing_record ON errors (run_id) WHERE kind = 'missing_record' AND state = 'open';
+CREATE UNIQUE INDEX errors_one_unmatched_webhook ON errors (cause) WHERE kind = 'unmatched_webhook' AND state = 'open';
 CREATE INDEX errors_by_kind ON errors (kind, state, id);
 CREATE INDEX errors_by_state ON errors (state, id);
 CREATE INDEX errors_by_run ON errors (run_id, id);
@@ -236,6 +237,7 @@ CREATE TABLE webhook_events (
     batch_id INTEGER REFERENCES batches (id),
     batch_token TEXT,                                -- the batch that its URL named
     apify_run_id TEXT,
+    report TEXT CHECK (json_valid(report)),          -- what it said of the Apify run, decoded
     error_id INTEGER REFERENCES errors (id),
     deliveries INTEGER NOT NULL DEFAULT 1 CHECK (deliveries > 0),  -- how often this dispatch came
     received_at TEXT NOT NULL CHECK (received_at GLOB '????-??-??T??:??:??.???Z'),
@@ -243,7 +245,7 @@ CREATE TABLE webhook_events (
 ) STRICT;
 CREATE INDEX webhook_events_by_key ON webhook_events (event_key) WHERE event_key IS NOT NULL AND outcome <> 'duplicate';
 CREATE INDEX webhook_events_by_run ON webhook_events (run_id, id);
-CREATE INDEX webhook_events_held ON webhook_events (id) WHERE outcome = 'held';
+CREATE INDEX webhook_events_held ON webhook_events (apify_run_id) WHERE outcome = 'held';
 
 -- Requests that carried an Idempotency-Key, for as long as retention.idempotency_days says.
 CREATE TABLE idempotency_keys (
@@ -289,8 +291,7 @@ SELECT m.id AS message_id, m.run_id, m.kind, m.state, m.accepted_at, m.attempts,
 FROM outbox AS m
 JOIN runs AS r ON r.run_id = m.run_id
 LEFT JOIN errors AS e ON e.id = m.error_id
-WHERE m.delivered_at IS NULL
-ORDER BY m.id;
+WHERE m.delivered_at IS NULL;
 
 -- What happened to a run, in order? (… WHERE run_id = '…' ORDER BY at, step, id)
 CREATE VIEW run_timeline AS

@@ -1,0 +1,335 @@
+"""The registry: the fields a run has, their types and Airtable columns, and how a change folds into their values.
+
+Callers name fields, never columns. Values are checked here, at the edge, so that a slip is a 422 at once and not a
+dead message at night. Knows neither HTTP nor SQL.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from app.clock import iso, parse_iso
+from app.errors import Flaw, Invalid, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from app.model import Json
+
+Number: TypeAlias = int | Decimal
+Value: TypeAlias = str | int | Decimal | None
+Fold: TypeAlias = Mapping[str, Value]
+
+#: Characters of one Airtable long text cell (Airtable's documented limit).
+MAX_TEXT: Final = 100_000
+#: Integers beyond this lose digits in a JavaScript number, which is what Airtable keeps.
+MAX_INTEGER: Final = 2**53 - 1
+#: Decimals beyond this have no cents left in a double.
+MAX_DECIMAL: Final = 10**15
+
+RUN_ID: Final = "run_id"
+CLIENT_ID: Final = "client_id"
+CLIENT_NAME: Final = "client_name"
+#: Fields that name the run: every registry has them, and no update touches them.
+IDENTITY: Final = (RUN_ID, CLIENT_ID)
+REQUIRED: Final = (RUN_ID, CLIENT_ID, CLIENT_NAME)
+
+
+class FieldType(StrEnum):
+    TEXT = "text"
+    LOG = "log"
+    INTEGER = "integer"
+    DECIMAL = "decimal"
+    DATETIME = "datetime"
+    SELECT = "select"
+
+
+NUMERIC: Final = (FieldType.INTEGER, FieldType.DECIMAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    name: str
+    column: str
+    type: FieldType
+    options: tuple[str, ...] = ()
+
+    def check(self, value: Json) -> Value:
+        """`value` as this field keeps it.
+
+        Raises:
+            ValueError: it is of the wrong type or out of range; the text says what the field takes.
+        """
+        if value is None:
+            return None
+        match self.type:
+            case FieldType.TEXT | FieldType.LOG:
+                return _check_text(value)
+            case FieldType.INTEGER:
+                return _check_integer(value)
+            case FieldType.DECIMAL:
+                return _check_decimal(value)
+            case FieldType.DATETIME:
+                return _check_datetime(value)
+            case FieldType.SELECT:
+                return _check_option(value, self.options)
+
+
+def _check_text(value: Json) -> str:
+    if not isinstance(value, str):
+        raise ValueError("takes a text")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"takes at most {MAX_TEXT:,} characters, this has {len(value):,}")
+    if not is_unicode(value):
+        raise ValueError("takes Unicode text, this has half of a surrogate pair")
+    return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8 (a lone surrogate cannot)."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _check_integer(value: Json) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("takes an integer")
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise ValueError(f"takes an integer, {value!r} has a fraction")
+        value = int(value)
+    if abs(value) > MAX_INTEGER:
+        raise ValueError(f"takes integers between -{MAX_INTEGER:,} and {MAX_INTEGER:,}")
+    return value
+
+
+def _check_decimal(value: Json) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("takes a number")
+    if not math.isfinite(value) or abs(value) > MAX_DECIMAL:
+        raise ValueError(f"takes numbers between -{MAX_DECIMAL:,} and {MAX_DECIMAL:,}")
+    # The shortest text that means this float: 0.1 stays 0.1, so that sums of costs come out as a person adds them.
+    return Decimal(repr(value))
+
+
+def _check_datetime(value: Json) -> str:
+    if isinstance(value, str):
+        try:
+            return iso(parse_iso(value))
+        except ValueError:
+            pass
+    raise ValueError("takes an ISO 8601 time with an offset, like '2026-05-16T09:20:00Z'")
+
+
+def _check_option(value: Json, options: Sequence[str]) -> str:
+    if isinstance(value, str) and value in options:
+        return value
+    hint = did_you_mean(value, options) if isinstance(value, str) else ""
+    raise ValueError(f"takes one of {', '.join(map(repr, options))}{hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an update asks for, checked: values to set, numbers to add, lines to append. Keys are field names."""
+
+    set: Fold = field(default_factory=dict)
+    add: Mapping[str, Number] = field(default_factory=dict)
+    append: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def names(self) -> tuple[str, ...]:
+        """The fields that it touches, each once."""
+        return tuple(dict.fromkeys([*self.set, *self.add, *self.append]))
+
+    def to_json(self) -> str:
+        """A canonical JSON text: equal changes give equal texts."""
+        parts = {"set": dict(self.set), "add": dict(self.add), "append": dict(self.append)}
+        return dump({name: part for name, part in parts.items() if part})
+
+    @staticmethod
+    def from_json(text: str) -> Change:
+        stored = json.loads(text, parse_float=Decimal)
+        append = {name: tuple(lines) for name, lines in stored.get("append", {}).items()}
+        return Change(stored.get("set", {}), stored.get("add", {}), append)
+
+
+def fold(current: Fold, change: Change) -> dict[str, Value]:
+    """The values after `change`: the same changes in the same order always give the same values."""
+    values = dict(current)
+    values.update(change.set)
+    for name, number in change.add.items():
+        before = values.get(name)
+        values[name] = number + before if isinstance(before, int | Decimal) else number
+    for name, lines in change.append.items():
+        before = values.get(name)
+        kept = [before] if isinstance(before, str) and before else []
+        values[name] = "\n".join([*kept, *lines])[-MAX_TEXT:]
+    return values
+
+
+def dump(values: Mapping[str, object]) -> str:
+    """A canonical JSON text; a `Decimal` becomes the JSON number that it is."""
+    return json.dumps(
+        values, default=_plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
+
+
+def load_fold(text: str) -> dict[str, Value]:
+    values: dict[str, Value] = json.loads(text, parse_float=Decimal)
+    return values
+
+
+def plain(value: Value) -> str | int | float | None:
+    """A value as JSON writes it."""
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _plain(value: object) -> float:
+    if isinstance(value, Decimal):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} is not a value of a field")
+
+
+class Registry(Mapping[str, Field]):
+    """The fields of a run by name, in the order of the configuration."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self._fields = {one.name: one for one in fields}
+        self._names_by_column = {one.column: one.name for one in fields}
+
+    def __getitem__(self, name: str) -> Field:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def name_of(self, column: str) -> str | None:
+        """The field that is kept in `column`."""
+        return self._names_by_column.get(column)
+
+    def check_new(self, values: Mapping[str, Json]) -> Change:
+        """The fields of a kickoff, as a change of an empty run; a log takes its first line or lines.
+
+        Raises:
+            Invalid: a name is unknown, or a value is of the wrong type; every flaw is named.
+        """
+        flaws = _Flaws()
+        setting: dict[str, Value] = {}
+        append: dict[str, tuple[str, ...]] = {}
+        for name, value in values.items():
+            pointer = _pointer("fields", name)
+            if name in IDENTITY:
+                flaws.add(pointer, f"{name!r} follows from the kickoff itself and cannot be given as a field")
+            elif (known := self._known(name, pointer, flaws)) is None:
+                continue
+            elif known.type is FieldType.LOG and value is not None:
+                _collect(append, known, value, pointer, flaws)
+            else:
+                _set(setting, known, value, pointer, flaws)
+        flaws.raise_if_any()
+        return Change(set=setting, append=append)
+
+    def check_change(self, *, set_: Mapping[str, Json], add: Mapping[str, Json], append: Mapping[str, Json]) -> Change:
+        """An update's parts, checked against the registry.
+
+        Raises:
+            Invalid: it is empty, names a field twice, an unknown field, one that this part cannot change, or a
+                value of the wrong type; every flaw is named.
+        """
+        flaws = _Flaws()
+        setting: dict[str, Value] = {}
+        adding: dict[str, Number] = {}
+        appending: dict[str, tuple[str, ...]] = {}
+        for known, value, pointer in self._changeable("set", set_, flaws):
+            if known.type is FieldType.LOG:
+                flaws.add(pointer, f"{known.name!r} is a log and only grows: give its lines under 'append'")
+            else:
+                _set(setting, known, value, pointer, flaws)
+        for known, value, pointer in self._changeable("add", add, flaws):
+            if known.type not in NUMERIC:
+                flaws.add(pointer, f"{known.name!r} is a {known.type} and cannot be added to: use 'set' or 'append'")
+            elif known.name in set_:
+                flaws.add(pointer, f"{known.name!r} is named under both 'set' and 'add'")
+            else:
+                _add(adding, known, value, pointer, flaws)
+        for known, value, pointer in self._changeable("append", append, flaws):
+            if known.type is not FieldType.LOG:
+                flaws.add(pointer, f"{known.name!r} is a {known.type}, and only logs can be appended to: use 'set'")
+            else:
+                _collect(appending, known, value, pointer, flaws)
+        if not (set_ or add or append):
+            flaws.add("", "the update changes nothing: give 'set', 'add' or 'append'")
+        flaws.raise_if_any()
+        return Change(setting, adding, appending)
+
+    def _known(self, name: str, pointer: str, flaws: _Flaws) -> Field | None:
+        known = self._fields.get(name)
+        if known is None:
+            flaws.add(pointer, f"{shown(name)} is not a known field{did_you_mean(name, self._fields)}")
+        return known
+
+    def _changeable(self, part: str, values: Mapping[str, Json], flaws: _Flaws) -> Iterator[tuple[Field, Json, str]]:
+        """The fields that an update may change, each with its value and where that stands; the others are flaws."""
+        for name, value in values.items():
+            pointer = _pointer(part, name)
+            if name in IDENTITY:
+                flaws.add(pointer, f"{name!r} names the run and never changes")
+            elif (known := self._known(name, pointer, flaws)) is not None:
+                yield known, value, pointer
+
+
+class _Flaws:
+    """Collects what is wrong, so that a caller hears of everything at once."""
+
+    def __init__(self) -> None:
+        self._found: list[Flaw] = []
+
+    def add(self, pointer: str, detail: str) -> None:
+        self._found.append(Flaw(pointer, detail))
+
+    def raise_if_any(self) -> None:
+        if self._found:
+            raise Invalid.because(self._found)
+
+
+def _set(into: dict[str, Value], known: Field, value: Json, pointer: str, flaws: _Flaws) -> None:
+    try:
+        into[known.name] = known.check(value)
+    except ValueError as error:
+        flaws.add(pointer, f"{known.name!r} {error}")
+
+
+def _add(into: dict[str, Number], known: Field, value: Json, pointer: str, flaws: _Flaws) -> None:
+    try:
+        number = known.check(value)
+    except ValueError as error:
+        flaws.add(pointer, f"{known.name!r} {error}")
+        return
+    if isinstance(number, int | Decimal):
+        into[known.name] = number
+    else:
+        flaws.add(pointer, f"{known.name!r} takes a number to add")
+
+
+def _collect(into: dict[str, tuple[str, ...]], known: Field, value: Json, pointer: str, flaws: _Flaws) -> None:
+    lines = value if isinstance(value, list) else [value]
+    try:
+        into[known.name] = tuple(_check_text(line) for line in lines)
+    except ValueError as error:
+        flaws.add(pointer, f"{known.name!r} {error}, or a list of them, one a line")
+
+
+def _pointer(part: str, name: str) -> str:
+    return f"/{part}/" + shown(name).strip("'").replace("~", "~0").replace("/", "~1")
+
+
+def shown(word: str, limit: int = 60) -> str:
+    """A caller's word for an error text: quoted, escaped and cut to `limit` characters."""
+    return repr(word if len(word) <= limit else word[: limit - 1] + "\u2026")

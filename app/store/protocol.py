@@ -1,0 +1,132 @@
+"""What a store can do: whole units of work. Times and ids come in as arguments; no connection or cursor goes out.
+
+SQLite is the embedded default (`app.store.sqlite`); a store on another database is judged by the same tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from app.model import Created, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.policy.delivery import Claim, Settlement
+    from app.policy.harvest import Report
+    from app.store.views import (
+        ErrorFilter,
+        ErrorView,
+        MessageFilter,
+        MessageView,
+        Page,
+        RunFilter,
+        RunSummary,
+        RunView,
+        Slice,
+        Stats,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEvent:
+    """A webhook, decoded. `report` is `None` for events that say nothing of an actor run (TEST, builds).
+
+    `event_key` is equal for two webhooks about one event of one Apify run. `run_id` and `batch_token` are what its
+    payload or URL named; nothing says that they exist.
+    """
+
+    event: str
+    body: str
+    dispatch_id: str | None = None
+    event_key: str | None = None
+    report: Report | None = None
+    run_id: str | None = None
+    batch_token: str | None = None
+
+
+class Intake(Protocol):
+    """Taking in. What returned is committed, and survives a power cut.
+
+    Every unit raises `StoreUnavailable` when nothing could be kept.
+    """
+
+    async def accept_create(self, kickoff: Kickoff, at: datetime) -> Created:
+        """Create a run, or find that it exists: the only unit that creates one.
+
+        Raises:
+            Conflict: another job and client make the same run id.
+            IdempotencyKeyReused: the key came with another kickoff before.
+        """
+        ...
+
+    async def accept_update(self, update: Update, at: datetime) -> UpdateOutcome:
+        """Queue an update, or hold it where the run does not exist.
+
+        Raises:
+            IdempotencyKeyReused: the key came with another update of this run before.
+        """
+        ...
+
+    async def accept_webhook(self, event: WebhookEvent, at: datetime) -> WebhookTaken: ...
+
+
+class Outbox(Protocol):
+    """Delivering."""
+
+    async def claim(self, at: datetime) -> Claim | None:
+        """The runs that are due longest, marked as being sent; `None` when none is due."""
+        ...
+
+    async def next_due(self) -> datetime | None:
+        """When the next run is due; `None` when nothing waits."""
+        ...
+
+    async def settle(self, settlement: Settlement, at: datetime) -> None: ...
+
+    async def recover(self, at: datetime) -> int:
+        """Take back what a stopped process was sending; the number of messages."""
+        ...
+
+    async def last_rate_limited(self, since: datetime) -> datetime | None: ...
+
+
+class Replay(Protocol):
+    """What a person decides."""
+
+    async def retry(self, message_id: int, at: datetime) -> None:
+        """Raises `NotFound`, or `Conflict` if the message is not dead."""
+        ...
+
+    async def retry_all(self, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime) -> int: ...
+
+    async def resolve_error(self, error_id: int, *, note: str | None, discard: bool, at: datetime) -> None:
+        """Raises `NotFound`, or `Conflict` if the error is resolved already."""
+        ...
+
+
+class Reading(Protocol):
+    """Looking."""
+
+    async def run(self, run_id: str) -> RunView | None: ...
+
+    async def runs(self, chosen: RunFilter, part: Slice) -> Page[RunSummary]: ...
+
+    async def message(self, message_id: int) -> MessageView | None: ...
+
+    async def messages(self, chosen: MessageFilter, part: Slice) -> Page[MessageView]: ...
+
+    async def error(self, error_id: int) -> ErrorView | None: ...
+
+    async def errors(self, chosen: ErrorFilter, part: Slice) -> Page[ErrorView]: ...
+
+    async def stats(self, at: datetime) -> Stats: ...
+
+    async def backup(self, to: Path) -> None:
+        """Write a copy that can be opened as a store; raises `FileExistsError`."""
+        ...
+
+
+class Store(Intake, Outbox, Replay, Reading, Protocol):
+    async def close(self) -> None: ...

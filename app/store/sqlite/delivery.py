@@ -1,0 +1,178 @@
+"""Units of the sync loop: claim runs, settle what became of them, recover after a stop."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from app.clock import iso
+from app.fields import load_fold
+from app.model import CallOutcome, MessageKind
+from app.policy.delivery import Claim, ClaimedRun, Waiting, fields_to_send
+
+if TYPE_CHECKING:
+    import sqlite3
+    from datetime import datetime
+
+    from app.policy.delivery import RunSettlement, SetAside, Settlement
+
+# Claim ----------------------------------------------------------------------------------------------------------
+
+#: Messages of one run that one claim takes: more of them follow at once, and no claim stalls the writer.
+MESSAGES_PER_RUN: Final = 1_000
+
+# Runs of one lane go in one request: creates apart from updates, and those under suspicion in smaller groups.
+SELECT_LANE = """
+WITH lane (creating, share) AS (VALUES (1, 10), (1, 5), (1, 2), (1, 1), (0, 10), (0, 5), (0, 2), (0, 1))
+SELECT creating, share, (
+    SELECT min(due_at) FROM runs
+    WHERE (airtable_record_id IS NULL) = lane.creating AND share = lane.share AND due_at IS NOT NULL AND call_id IS NULL
+) AS due_at
+FROM lane WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1
+"""
+SELECT_DUE = """
+SELECT run_id, airtable_record_id, share, failures, fields FROM runs
+WHERE (airtable_record_id IS NULL) = :creating AND share = :share AND due_at <= :at
+    AND due_at IS NOT NULL AND call_id IS NULL
+ORDER BY due_at LIMIT :share
+"""
+INSERT_CALL = "INSERT INTO airtable_calls (method, records, messages, started_at) VALUES (?, 0, 0, ?)"
+COUNT_IN_CALL = "UPDATE airtable_calls SET records = ?, messages = ? WHERE id = ?"
+CLAIM_RUN = "UPDATE runs SET call_id = ? WHERE run_id = ?"
+CLAIM_MESSAGES = """
+UPDATE outbox SET state = 'sending', call_id = :call_id, attempts = attempts + 1
+WHERE id IN (SELECT id FROM outbox WHERE run_id = :run_id AND delivered_at IS NULL AND state = 'pending'
+             AND kind = :kind ORDER BY id LIMIT :limit)
+RETURNING id, fields, attempts
+"""
+
+
+def next_due(connection: sqlite3.Connection) -> str | None:
+    """When the first run is due that nobody carries."""
+    lane = connection.execute(SELECT_LANE).fetchone()
+    return None if lane is None else lane["due_at"]
+
+
+def claim(connection: sqlite3.Connection, at: datetime) -> Claim | None:
+    """Take the runs that are due longest, and all that waits for each: marked as sending, under a new call."""
+    lane = connection.execute(SELECT_LANE).fetchone()
+    if lane is None or lane["due_at"] > iso(at):
+        return None
+    creating = bool(lane["creating"])
+    due = {"creating": lane["creating"], "share": lane["share"], "at": iso(at)}
+    rows = connection.execute(SELECT_DUE, due).fetchall()
+    call = connection.execute(INSERT_CALL, (MessageKind.CREATE if creating else MessageKind.UPDATE, iso(at)))
+    call_id = int(call.lastrowid or 0)
+    runs = tuple(_claim_run(connection, row, call_id, creating=creating) for row in rows)
+    connection.execute(COUNT_IN_CALL, (len(runs), sum(len(run.messages) for run in runs), call_id))
+    return Claim(call_id, creating, runs)
+
+
+def _claim_run(connection: sqlite3.Connection, row: sqlite3.Row, call_id: int, *, creating: bool) -> ClaimedRun:
+    run_id: str = row["run_id"]
+    connection.execute(CLAIM_RUN, (call_id, run_id))
+    # The create first: the schema lets an update of a run without a record ride only with it.
+    kinds = (MessageKind.CREATE, MessageKind.UPDATE) if creating else (MessageKind.UPDATE,)
+    messages: list[Waiting] = []
+    for kind in kinds:
+        take = {"call_id": call_id, "run_id": run_id, "kind": kind, "limit": MESSAGES_PER_RUN}
+        taken = connection.execute(CLAIM_MESSAGES, take).fetchall()
+        messages += [Waiting(one["id"], tuple(json.loads(one["fields"])), one["attempts"]) for one in taken]
+    return ClaimedRun(
+        run_id=run_id,
+        record_id=row["airtable_record_id"],
+        share=row["share"],
+        failures=row["failures"],
+        messages=tuple(messages),
+        values=fields_to_send(messages, load_fold(row["fields"])),
+    )
+
+
+# Settle ---------------------------------------------------------------------------------------------------------
+
+FINISH_CALL = "UPDATE airtable_calls SET outcome = ?, status = ?, error = ?, finished_at = ? WHERE id = ?"
+KNOW_RECORD = "UPDATE runs SET airtable_record_id = ? WHERE run_id = ? AND airtable_record_id IS NULL"
+DELIVER = """
+UPDATE outbox SET state = 'delivered', delivered_at = ? WHERE run_id = ? AND delivered_at IS NULL AND state = 'sending'
+"""
+INSERT_ERROR = """
+INSERT INTO errors (kind, run_id, client_id, message, cause, first_at, last_at)
+VALUES (:kind, :run_id, (SELECT client_id FROM runs WHERE run_id = :run_id), :message, :cause, :at, :at)
+"""
+SET_ASIDE = "UPDATE outbox SET state = 'dead', dead_at = ?, error_id = ? WHERE id = ?"
+WAIT_AGAIN = """
+UPDATE outbox SET state = 'pending', attempts = attempts - ?
+WHERE run_id = ? AND delivered_at IS NULL AND state = 'sending'
+"""
+# What waits is due again, unless the create is dead; how the run stands follows from what is left.
+REST_RUN = """
+UPDATE runs SET
+    call_id = NULL,
+    failures = :failures,
+    share = :share,
+    due_at = CASE WHEN EXISTS (
+            SELECT 1 FROM outbox AS m WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL AND m.state = 'pending')
+        AND NOT EXISTS (
+            SELECT 1 FROM outbox AS c WHERE c.run_id = runs.run_id AND c.kind = 'create' AND c.state = 'dead')
+        THEN :due_at END,
+    sync = (SELECT CASE WHEN sum(m.state = 'dead') > 0 THEN 'failed' WHEN count(*) > 0 THEN 'pending' ELSE 'synced' END
+            FROM outbox AS m WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL)
+WHERE run_id = :run_id
+"""
+
+
+def settle(connection: sqlite3.Connection, settlement: Settlement, at: datetime) -> None:
+    """Write what became of a call and of each run that it carried."""
+    now = iso(at)
+    finished = (settlement.outcome, settlement.status, settlement.error, now, settlement.call_id)
+    connection.execute(FINISH_CALL, finished)
+    for run in settlement.runs:
+        _settle_run(connection, run, now)
+
+
+def _settle_run(connection: sqlite3.Connection, run: RunSettlement, now: str) -> None:
+    if run.record_id is not None:
+        connection.execute(KNOW_RECORD, (run.record_id, run.run_id))
+    if run.delivered:
+        connection.execute(DELIVER, (now, run.run_id))
+    else:
+        if run.dead is not None:
+            _set_aside(connection, run.run_id, run.dead, now)
+        connection.execute(WAIT_AGAIN, (int(run.give_back), run.run_id))
+    rest = {"failures": run.failures, "share": run.share, "due_at": iso(run.due_at), "run_id": run.run_id}
+    connection.execute(REST_RUN, rest)
+
+
+def _set_aside(connection: sqlite3.Connection, run_id: str, dead: SetAside, now: str) -> None:
+    error = {"kind": dead.kind, "run_id": run_id, "message": dead.message, "cause": dead.cause, "at": now}
+    error_id = connection.execute(INSERT_ERROR, error).lastrowid
+    connection.executemany(SET_ASIDE, [(now, error_id, message_id) for message_id in dead.message_ids])
+
+
+# Recover --------------------------------------------------------------------------------------------------------
+
+INTERRUPT_CALLS = """
+UPDATE airtable_calls SET outcome = ?, finished_at = ?, error = 'the service stopped before the answer was kept'
+WHERE outcome = 'in_flight'
+"""
+RECOVER_MESSAGES = "UPDATE outbox SET state = 'pending' WHERE state = 'sending' AND delivered_at IS NULL"
+RECOVER_RUNS = "UPDATE runs SET call_id = NULL, due_at = ? WHERE call_id IS NOT NULL"
+
+
+def recover(connection: sqlite3.Connection, at: datetime) -> int:
+    """Take back what a stopped process was carrying: upserts and record ids make it safe to send again."""
+    connection.execute(INTERRUPT_CALLS, (CallOutcome.INTERRUPTED, iso(at)))
+    taken_back = connection.execute(RECOVER_MESSAGES).rowcount
+    connection.execute(RECOVER_RUNS, (iso(at),))
+    return taken_back
+
+
+SELECT_LAST_LIMITED = """
+SELECT finished_at FROM airtable_calls WHERE started_at >= ? AND outcome = 'rate_limited' ORDER BY id DESC LIMIT 1
+"""
+
+
+def last_rate_limited(connection: sqlite3.Connection, since: datetime) -> str | None:
+    """When the base last said that it was asked too often: its pause outlives a restart of ours."""
+    row = connection.execute(SELECT_LAST_LIMITED, (iso(since),)).fetchone()
+    return None if row is None else row["finished_at"]

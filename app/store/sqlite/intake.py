@@ -1,0 +1,291 @@
+"""Units that take things in: a create, an update (or its hold), a webhook. Each runs inside one transaction."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from app.clock import iso
+from app.errors import Conflict, IdempotencyKeyReused
+from app.fields import CLIENT_ID, RUN_ID, Change, dump, fold, load_fold
+from app.model import (
+    JOB_ID_FORMAT,
+    Created,
+    Duplicate,
+    ErrorKind,
+    Held,
+    Idempotency,
+    Kickoff,
+    MessageKind,
+    OpenError,
+    Queued,
+    Resolution,
+    RunStatus,
+    Source,
+    Update,
+    run_id_of,
+)
+from app.policy.similar import Candidates, client_of, job_of, possible_clients, similar_runs
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from app.model import BatchOrder, UpdateOutcome
+
+KICKOFF_SCOPE = "kickoff"
+
+SELECT_KEY = "SELECT digest, run_id FROM idempotency_keys WHERE scope = ? AND key = ?"
+INSERT_KEY = "INSERT INTO idempotency_keys (scope, key, digest, run_id, accepted_at) VALUES (?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """The time of acceptance, and when what is accepted is due to be sent (later by the linger)."""
+
+    at: str
+    due_at: str
+
+    @staticmethod
+    def of(at: datetime, linger_seconds: float) -> When:
+        return When(iso(at), iso(at + timedelta(seconds=linger_seconds)))
+
+
+# Create ---------------------------------------------------------------------------------------------------------
+
+SELECT_RUN_NAMES = "SELECT job_id, client_id FROM runs WHERE run_id = ?"
+INSERT_RUN = """
+INSERT INTO runs (run_id, job_id, client_id, origin, due_at, created_at, changed_at, fields, status_by)
+VALUES (:run_id, :job_id, :client_id, 'kickoff', :due_at, :at, :at, :fields, :status_by)
+"""
+INSERT_BATCH = """
+INSERT INTO batches (run_id, number, token, actor_id, input, profiles, due_at, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+COUNT_REPEAT = """
+INSERT INTO repeated_kickoffs (day, count) VALUES (substr(?, 1, 10), 1)
+ON CONFLICT (day) DO UPDATE SET count = count + 1
+"""
+
+
+def accept_create(connection: sqlite3.Connection, kickoff: Kickoff, *, now: datetime, when: When) -> Created:
+    """The one place where a run comes to exist.
+
+    Raises:
+        Conflict: another job and client make the same run id.
+        IdempotencyKeyReused: the key came with another kickoff before.
+    """
+    repeated = _same_request(connection, KICKOFF_SCOPE, kickoff.idempotency)
+    if repeated is not None:
+        return _already_exists(connection, repeated, when)
+    job_id = kickoff.job_id or _next_free_job(connection, kickoff.client_id, now)
+    run_id = run_id_of(job_id, kickoff.client_id)
+    existing = connection.execute(SELECT_RUN_NAMES, (run_id,)).fetchone()
+    if existing is not None:
+        if (existing["job_id"], existing["client_id"]) != (job_id, kickoff.client_id):
+            raise Conflict(
+                f"the run id {run_id!r} belongs to job {existing['job_id']!r} of client {existing['client_id']!r}: "
+                "choose another job_id"
+            )
+        _remember(connection, KICKOFF_SCOPE, kickoff.idempotency, run_id, when)
+        return _already_exists(connection, run_id, when)
+    _insert_run(connection, kickoff, run_id, job_id, when)
+    _insert_batches(connection, run_id, kickoff.batches, when)
+    _remember(connection, KICKOFF_SCOPE, kickoff.idempotency, run_id, when)
+    return Created(run_id, created=True, held_applied=_apply_held(connection, run_id, when))
+
+
+def _already_exists(connection: sqlite3.Connection, run_id: str, when: When) -> Created:
+    connection.execute(COUNT_REPEAT, (when.at,))
+    return Created(run_id, created=False)
+
+
+def _next_free_job(connection: sqlite3.Connection, client_id: str, now: datetime) -> str:
+    while True:
+        job_id = now.strftime(JOB_ID_FORMAT)
+        if connection.execute(SELECT_RUN_NAMES, (run_id_of(job_id, client_id),)).fetchone() is None:
+            return job_id
+        now += timedelta(seconds=1)
+
+
+def _insert_run(connection: sqlite3.Connection, kickoff: Kickoff, run_id: str, job_id: str, when: When) -> None:
+    identity = Change(set={RUN_ID: run_id, CLIENT_ID: kickoff.client_id})
+    values = fold(fold({}, identity), kickoff.change)
+    connection.execute(
+        INSERT_RUN,
+        {
+            "run_id": run_id,
+            "job_id": job_id,
+            "client_id": kickoff.client_id,
+            "due_at": when.due_at,
+            "at": when.at,
+            "fields": dump(values),
+            "status_by": "batches" if kickoff.change.set.get("status") in {None, RunStatus.RUNNING} else "caller",
+        },
+    )
+    asked = Change({**identity.set, **kickoff.change.set}, append=kickoff.change.append)
+    insert_message(connection, run_id, MessageKind.CREATE, Source.KICKOFF, asked, when.at)
+
+
+def _insert_batches(connection: sqlite3.Connection, run_id: str, batches: tuple[BatchOrder, ...], when: When) -> None:
+    connection.executemany(
+        INSERT_BATCH,
+        [
+            (run_id, number, order.token, order.actor_id, order.input, order.profiles, when.at, when.at)
+            for number, order in enumerate(batches, start=1)
+        ],
+    )
+
+
+# Update ---------------------------------------------------------------------------------------------------------
+
+SELECT_FOLD = "SELECT fields FROM runs WHERE run_id = ?"
+INSERT_MESSAGE = """
+INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at) VALUES (?, ?, ?, ?, ?, ?)
+"""
+# A run whose create was set aside waits for its replay: nothing of it is due until then.
+UPDATE_FOLD = """
+UPDATE runs SET
+    fields = :fields,
+    changed_at = :at,
+    status_by = coalesce(:status_by, status_by),
+    sync = CASE sync WHEN 'failed' THEN 'failed' ELSE 'pending' END,
+    due_at = CASE
+        WHEN sync = 'failed' AND EXISTS (
+            SELECT 1 FROM outbox AS c WHERE c.run_id = runs.run_id AND c.kind = 'create' AND c.state = 'dead') THEN NULL
+        ELSE coalesce(due_at, :due_at) END
+WHERE run_id = :run_id
+"""
+
+
+def accept_update(connection: sqlite3.Connection, update: Update, when: When) -> UpdateOutcome:
+    """Queue the update of a run that exists, hold that of one that does not.
+
+    Raises:
+        IdempotencyKeyReused: the key came with another update of this run before.
+    """
+    if _same_request(connection, update.run_id, update.idempotency) is not None:
+        return Duplicate(update.run_id)
+    message_id = change_run(connection, update.run_id, update.change, Source.CALLER, when)
+    _remember(connection, update.run_id, update.idempotency, update.run_id, when)
+    if message_id is None:
+        return Held(update.run_id, _hold(connection, update, when))
+    return Queued(update.run_id, message_id)
+
+
+def change_run(connection: sqlite3.Connection, run_id: str, change: Change, source: Source, when: When) -> int | None:
+    """Fold `change` into the run and queue its message, whose id comes back; `None` where there is no such run."""
+    run = connection.execute(SELECT_FOLD, (run_id,)).fetchone()
+    if run is None:
+        return None
+    by_caller = source is Source.CALLER and "status" in change.set
+    connection.execute(
+        UPDATE_FOLD,
+        {
+            "fields": dump(fold(load_fold(run["fields"]), change)),
+            "at": when.at,
+            "status_by": "caller" if by_caller else None,
+            "due_at": when.due_at,
+            "run_id": run_id,
+        },
+    )
+    return insert_message(connection, run_id, MessageKind.UPDATE, source, change, when.at)
+
+
+def insert_message(
+    connection: sqlite3.Connection, run_id: str, kind: MessageKind, source: Source, change: Change, at: str
+) -> int:
+    names = json.dumps(change.names(), ensure_ascii=False)
+    message = connection.execute(INSERT_MESSAGE, (run_id, kind, source, names, change.to_json(), at))
+    return int(message.lastrowid or 0)
+
+
+# Hold -----------------------------------------------------------------------------------------------------------
+
+INSERT_HELD = "INSERT INTO held_updates (run_id, error_id, change, accepted_at) VALUES (?, ?, ?, ?)"
+SELECT_HELD = "SELECT id, change FROM held_updates WHERE run_id = ? AND state = 'held' ORDER BY id"
+MARK_APPLIED = "UPDATE held_updates SET state = 'applied', settled_at = ?, message_id = ? WHERE id = ?"
+SELECT_MISSING = "SELECT * FROM errors WHERE kind = 'missing_record' AND state = 'open' AND run_id = ?"
+COUNT_ERROR = "UPDATE errors SET count = count + 1, last_at = ? WHERE id = ?"
+INSERT_MISSING = """
+INSERT INTO errors (kind, run_id, client_id, message, similar_runs, first_at, last_at)
+VALUES ('missing_record', ?, ?, ?, ?, ?, ?)
+"""
+RESOLVE_MISSING = """
+UPDATE errors SET state = 'resolved', resolved_at = ?, resolution = ?, note = ?
+WHERE kind = 'missing_record' AND state = 'open' AND run_id = ?
+"""
+SELECT_OF_JOB = "SELECT run_id FROM runs WHERE job_id = ? ORDER BY id DESC LIMIT 50"
+SELECT_OF_CLIENT = "SELECT run_id FROM runs WHERE client_id = ? ORDER BY id DESC LIMIT 5"
+SELECT_LATEST = "SELECT run_id FROM runs ORDER BY id DESC LIMIT 200"
+
+
+def _hold(connection: sqlite3.Connection, update: Update, when: When) -> OpenError:
+    error = open_missing_record(connection, update.run_id, when.at)
+    connection.execute(INSERT_HELD, (update.run_id, error.id, update.change.to_json(), when.at))
+    return error
+
+
+def open_missing_record(connection: sqlite3.Connection, run_id: str, at: str) -> OpenError:
+    """The open `missing_record` error of this run, made or counted up."""
+    known = connection.execute(SELECT_MISSING, (run_id,)).fetchone()
+    if known is not None:
+        connection.execute(COUNT_ERROR, (at, known["id"]))
+        similar = tuple(json.loads(known["similar_runs"]))
+        return OpenError(known["id"], ErrorKind.MISSING_RECORD, known["message"], similar, known["count"] + 1)
+    similar = similar_runs(run_id, _candidates(connection, run_id))
+    message = f"The kickoff did not create a record for run {run_id}: its updates are held until it does" + (
+        f". Was {similar[0]} meant?" if similar else "."
+    )
+    error = connection.execute(
+        INSERT_MISSING, (run_id, client_of(run_id), message, json.dumps(similar, ensure_ascii=False), at, at)
+    )
+    return OpenError(int(error.lastrowid or 0), ErrorKind.MISSING_RECORD, message, similar, 1)
+
+
+def _candidates(connection: sqlite3.Connection, run_id: str) -> Candidates:
+    of_client: list[str] = []
+    for client_id in possible_clients(run_id):
+        of_client += [row["run_id"] for row in connection.execute(SELECT_OF_CLIENT, (client_id,))]
+    return Candidates(
+        of_job=[row["run_id"] for row in connection.execute(SELECT_OF_JOB, (job_of(run_id),))],
+        of_client=of_client,
+        latest=[row["run_id"] for row in connection.execute(SELECT_LATEST)],
+    )
+
+
+def _apply_held(connection: sqlite3.Connection, run_id: str, when: When) -> int:
+    """Let the updates that waited for this run follow its create, in their order; how many there were."""
+    held = connection.execute(SELECT_HELD, (run_id,)).fetchall()
+    for row in held:
+        change = Change.from_json(row["change"])
+        message_id = change_run(connection, run_id, change, Source.CALLER, when)
+        connection.execute(MARK_APPLIED, (when.at, message_id, row["id"]))
+    connection.execute(RESOLVE_MISSING, (when.at, Resolution.CREATED_LATE, "the kickoff came after all", run_id))
+    return len(held)
+
+
+# Idempotency ----------------------------------------------------------------------------------------------------
+
+
+def _same_request(connection: sqlite3.Connection, scope: str, idempotency: Idempotency | None) -> str | None:
+    """The run that this very request was accepted for before."""
+    if idempotency is None:
+        return None
+    known = connection.execute(SELECT_KEY, (scope, idempotency.key)).fetchone()
+    if known is None:
+        return None
+    if known["digest"] != idempotency.digest:
+        raise IdempotencyKeyReused(
+            "this Idempotency-Key came with another request before: send each new request with a key of its own"
+        )
+    run_id: str = known["run_id"]
+    return run_id
+
+
+def _remember(
+    connection: sqlite3.Connection, scope: str, idempotency: Idempotency | None, run_id: str, when: When
+) -> None:
+    if idempotency is not None:
+        connection.execute(INSERT_KEY, (scope, idempotency.key, idempotency.digest, run_id, when.at))

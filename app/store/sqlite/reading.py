@@ -1,0 +1,222 @@
+"""Units that only read: one run with all that happened to it, listings by page, counts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from app.clock import iso, parse_iso
+from app.fields import load_fold, plain
+from app.store.views import (
+    BatchView,
+    CallCounts,
+    CreationStats,
+    ErrorView,
+    MessageView,
+    Page,
+    RunSummary,
+    RunView,
+    Stats,
+    TimelineEntry,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+    from typing import TypeVar
+
+    from app.store.views import ErrorFilter, MessageFilter, RunFilter, Slice
+
+    T = TypeVar("T")
+
+#: Entries of a timeline and errors that one answer shows at most, the latest.
+LATEST: Final = 500
+
+# One run --------------------------------------------------------------------------------------------------------
+
+RUN_COLUMNS = """
+SELECT id, run_id, job_id, client_id, json_extract(fields, '$.client_name') AS client_name, status, sync,
+    airtable_record_id, created_at, changed_at
+"""
+SELECT_RUN = f"{RUN_COLUMNS}, origin, fields FROM runs WHERE run_id = ?"
+SELECT_BATCHES = "SELECT * FROM batches WHERE run_id = ? ORDER BY number"
+SELECT_TIMELINE = f"""
+SELECT at, what, detail FROM (
+    SELECT * FROM run_timeline WHERE run_id = ? ORDER BY at DESC, step DESC, id DESC LIMIT {LATEST}
+) ORDER BY at, step, id
+"""
+HELD_COUNT = """
+(SELECT count(*) FROM held_updates AS h WHERE h.run_id = errors.run_id AND h.state = 'held' AND h.error_id = errors.id)
+"""
+ERROR_COLUMNS = f"SELECT *, {HELD_COUNT} AS updates_held FROM errors"
+SELECT_RUN_ERRORS = f"{ERROR_COLUMNS} WHERE run_id = ? ORDER BY id DESC LIMIT {LATEST}"
+
+
+def run(connection: sqlite3.Connection, run_id: str) -> RunView | None:
+    row = connection.execute(SELECT_RUN, (run_id,)).fetchone()
+    if row is None:
+        return None
+    summary = _run_summary(row)
+    return RunView(
+        run_id=summary.run_id,
+        job_id=summary.job_id,
+        client_id=summary.client_id,
+        client_name=summary.client_name,
+        status=summary.status,
+        sync=summary.sync,
+        airtable_record_id=summary.airtable_record_id,
+        origin=row["origin"],
+        created_at=summary.created_at,
+        changed_at=summary.changed_at,
+        fields={name: plain(value) for name, value in load_fold(row["fields"]).items()},
+        batches=[_batch(one) for one in connection.execute(SELECT_BATCHES, (run_id,))],
+        errors=[_error(one) for one in connection.execute(SELECT_RUN_ERRORS, (run_id,))],
+        timeline=timeline(connection, run_id),
+    )
+
+
+def timeline(connection: sqlite3.Connection, run_id: str) -> list[TimelineEntry]:
+    rows = connection.execute(SELECT_TIMELINE, (run_id,))
+    return [TimelineEntry(row["at"], row["what"], row["detail"]) for row in rows]
+
+
+def _run_summary(row: sqlite3.Row) -> RunSummary:
+    return RunSummary(
+        run_id=row["run_id"],
+        job_id=row["job_id"],
+        client_id=row["client_id"],
+        client_name=row["client_name"],
+        status=row["status"],
+        sync=row["sync"],
+        airtable_record_id=row["airtable_record_id"],
+        created_at=row["created_at"],
+        changed_at=row["changed_at"],
+    )
+
+
+def _batch(row: sqlite3.Row) -> BatchView:
+    return BatchView(**{name: row[name] for name in BatchView.__slots__})
+
+
+def _error(row: sqlite3.Row) -> ErrorView:
+    values = {name: row[name] for name in ErrorView.__slots__}
+    values["similar_runs"] = json.loads(row["similar_runs"])
+    return ErrorView(**values)
+
+
+# Listings -------------------------------------------------------------------------------------------------------
+
+SELECT_RUNS = f"{RUN_COLUMNS} FROM runs"
+SELECT_MESSAGES = """
+SELECT outbox.*, (SELECT waits_for FROM pending_sync WHERE message_id = outbox.id) AS waits_for FROM outbox
+"""
+
+
+def runs(connection: sqlite3.Connection, chosen: RunFilter, part: Slice) -> Page[RunSummary]:
+    wanted = {
+        "client_id": chosen.client_id,
+        "job_id": chosen.job_id,
+        "status": chosen.status,
+        "sync": chosen.sync,
+    }
+    return _page(connection, SELECT_RUNS, "runs", wanted, part, _run_summary)
+
+
+def errors(connection: sqlite3.Connection, chosen: ErrorFilter, part: Slice) -> Page[ErrorView]:
+    wanted = {
+        "kind": chosen.kind,
+        "state": chosen.state,
+        "run_id": chosen.run_id,
+        "client_id": chosen.client_id,
+    }
+    return _page(connection, ERROR_COLUMNS, "errors", wanted, part, _error)
+
+
+def messages(connection: sqlite3.Connection, chosen: MessageFilter, part: Slice) -> Page[MessageView]:
+    wanted = {"state": chosen.state, "run_id": chosen.run_id, "kind": chosen.kind}
+    return _page(connection, SELECT_MESSAGES, "outbox", wanted, part, _message)
+
+
+def _page(
+    connection: sqlite3.Connection,
+    select: str,
+    table: str,
+    wanted: Mapping[str, str | None],
+    part: Slice,
+    view: Callable[[sqlite3.Row], T],
+) -> Page[T]:
+    """One page, newest first. `select` ends with its FROM; names in `wanted` are ours, values are parameters."""
+    terms = [f"{table}.{name} = ?" for name, value in wanted.items() if value is not None]
+    values: list[str | int] = [value for value in wanted.values() if value is not None]
+    if wanted.get("state") not in {None, "delivered"} and table == "outbox":
+        terms.append("outbox.delivered_at IS NULL")  # lets the partial index serve
+    if part.before is not None:
+        terms.append(f"{table}.id < ?")
+        values.append(part.before)
+    where = f" WHERE {' AND '.join(terms)}" if terms else ""
+    query = f"{select}{where} ORDER BY {table}.id DESC LIMIT ?"
+    rows = connection.execute(query, (*values, part.limit + 1)).fetchall()
+    shown = rows[: part.limit]
+    cursor = str(shown[-1]["id"]) if len(rows) > part.limit else None
+    return Page([view(row) for row in shown], cursor)
+
+
+SELECT_MESSAGE = f"{SELECT_MESSAGES} WHERE outbox.id = ?"
+SELECT_ERROR = f"{ERROR_COLUMNS} WHERE id = ?"
+
+
+def message(connection: sqlite3.Connection, message_id: int) -> MessageView | None:
+    row = connection.execute(SELECT_MESSAGE, (message_id,)).fetchone()
+    return None if row is None else _message(row)
+
+
+def error(connection: sqlite3.Connection, error_id: int) -> ErrorView | None:
+    row = connection.execute(SELECT_ERROR, (error_id,)).fetchone()
+    return None if row is None else _error(row)
+
+
+def _message(row: sqlite3.Row) -> MessageView:
+    values = {name: row[name] for name in MessageView.__slots__}
+    values["fields"] = json.loads(row["fields"])
+    values["change"] = json.loads(row["change"])
+    return MessageView(**values)
+
+
+# Counts ---------------------------------------------------------------------------------------------------------
+
+COUNT_RUNS = "SELECT count(*) FROM runs"
+COUNT_STATES = (
+    "SELECT state, count(*) AS n, min(accepted_at) AS oldest FROM outbox WHERE delivered_at IS NULL GROUP BY state"
+)
+COUNT_HELD = "SELECT count(*) FROM held_updates WHERE state = 'held'"
+COUNT_OPEN = "SELECT kind, count(*) AS n FROM errors WHERE state = 'open' GROUP BY kind"
+SELECT_CREATIONS = "SELECT * FROM creation_stats LIMIT 14"
+CREATION_RATE = """
+SELECT round(1.0 * sum(state = 'delivered') / nullif(sum(state IN ('delivered', 'dead')), 0), 4)
+FROM outbox WHERE kind = 'create'
+"""
+COUNT_CALLS = "SELECT outcome, count(*) AS n FROM airtable_calls WHERE started_at >= ? GROUP BY outcome"
+
+
+def stats(connection: sqlite3.Connection, at: datetime) -> Stats:
+    states = {row["state"]: row for row in connection.execute(COUNT_STATES)}
+    waiting = [states[name] for name in ("pending", "sending") if name in states]
+    oldest = min((row["oldest"] for row in waiting), default=None)
+    month = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    calls = {row["outcome"]: row["n"] for row in connection.execute(COUNT_CALLS, (iso(month),))}
+    return Stats(
+        runs=connection.execute(COUNT_RUNS).fetchone()[0],
+        pending=sum(row["n"] for row in waiting),
+        dead=states["dead"]["n"] if "dead" in states else 0,
+        held=connection.execute(COUNT_HELD).fetchone()[0],
+        oldest_pending_at=oldest,
+        oldest_pending_seconds=(at - parse_iso(oldest)).total_seconds() if oldest else None,
+        creation_success_rate=connection.execute(CREATION_RATE).fetchone()[0],
+        creations=[
+            CreationStats(row["day"], row["created"], row["already_existed"], row["failed"], row["success_rate"])
+            for row in connection.execute(SELECT_CREATIONS)
+        ],
+        open_errors={row["kind"]: row["n"] for row in connection.execute(COUNT_OPEN)},
+        calls_this_month=CallCounts(sum(calls.values()), calls),
+    )

@@ -1,0 +1,252 @@
+"""The SQLite store: opens the file, and turns each call of the protocol into one unit on the right connection."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from filelock import FileLock, Timeout
+
+from app.clock import parse_iso
+from app.errors import StoreError
+from app.store.sqlite import batches, delivery, intake, reading, replay
+from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
+from app.store.sqlite.intake import When
+from app.store.sqlite.migrate import migrate, migrations_directory, missing_migrations, read_migrations
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from app.model import Created, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.policy.delivery import Claim, Settlement
+    from app.policy.harvest import HarvestRules
+    from app.store.protocol import WebhookEvent
+    from app.store.views import (
+        ErrorFilter,
+        ErrorView,
+        MessageFilter,
+        MessageView,
+        Page,
+        RunFilter,
+        RunSummary,
+        RunView,
+        Slice,
+        Stats,
+    )
+
+VACUUM_INTO: Final = "VACUUM INTO ?"
+
+
+class SqliteReading:
+    """The reading half, over a read-only connection: what commands use beside a running service."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def run(self, run_id: str) -> RunView | None:
+        return await self._reader.run(lambda connection: reading.run(connection, run_id))
+
+    async def runs(self, chosen: RunFilter, part: Slice) -> Page[RunSummary]:
+        return await self._reader.run(lambda connection: reading.runs(connection, chosen, part))
+
+    async def message(self, message_id: int) -> MessageView | None:
+        return await self._reader.run(lambda connection: reading.message(connection, message_id))
+
+    async def messages(self, chosen: MessageFilter, part: Slice) -> Page[MessageView]:
+        return await self._reader.run(lambda connection: reading.messages(connection, chosen, part))
+
+    async def error(self, error_id: int) -> ErrorView | None:
+        return await self._reader.run(lambda connection: reading.error(connection, error_id))
+
+    async def errors(self, chosen: ErrorFilter, part: Slice) -> Page[ErrorView]:
+        return await self._reader.run(lambda connection: reading.errors(connection, chosen, part))
+
+    async def stats(self, at: datetime) -> Stats:
+        return await self._reader.run(lambda connection: reading.stats(connection, at))
+
+    async def backup(self, to: Path) -> None:
+        if to.exists():
+            raise FileExistsError(f"{to} exists already: a backup never writes over a file")
+        await self._reader.run_alone(lambda connection: connection.execute(VACUUM_INTO, (str(to),)).close())
+
+
+class SqliteStore(SqliteReading):
+    """The whole store. `run_fields` are the names of the registry's fields that batches may change."""
+
+    def __init__(
+        self,
+        writer: GroupCommit,
+        reader: Reader,
+        *,
+        linger_seconds: float,
+        run_fields: Sequence[str],
+        harvest: HarvestRules,
+    ) -> None:
+        super().__init__(reader)
+        self._writer = writer
+        self._linger_seconds = linger_seconds
+        self._run_fields = run_fields
+        self._harvest = harvest
+
+    # Intake
+
+    async def accept_create(self, kickoff: Kickoff, at: datetime) -> Created:
+        return await self._writer.run(lambda connection: self._accept_create(connection, kickoff, at))
+
+    def _accept_create(self, connection: sqlite3.Connection, kickoff: Kickoff, at: datetime) -> Created:
+        when = self._when(at)
+        created = intake.accept_create(connection, kickoff, now=at, when=when)
+        if created.created:
+            batches.release_held(
+                connection, None, created.run_id, now=at, when=when, rules=self._harvest, known=self._run_fields
+            )
+        return created
+
+    async def accept_update(self, update: Update, at: datetime) -> UpdateOutcome:
+        when = self._when(at)
+        return await self._writer.run(lambda connection: intake.accept_update(connection, update, when))
+
+    async def accept_webhook(self, event: WebhookEvent, at: datetime) -> WebhookTaken:
+        when = self._when(at)
+        return await self._writer.run(
+            lambda connection: batches.accept_webhook(
+                connection, event, now=at, when=when, rules=self._harvest, known=self._run_fields
+            )
+        )
+
+    def _when(self, at: datetime) -> When:
+        return When.of(at, self._linger_seconds)
+
+    # Outbox
+
+    async def claim(self, at: datetime) -> Claim | None:
+        return await self._writer.run(lambda connection: delivery.claim(connection, at))
+
+    async def next_due(self) -> datetime | None:
+        due = await self._reader.run(delivery.next_due)
+        return None if due is None else parse_iso(due)
+
+    async def settle(self, settlement: Settlement, at: datetime) -> None:
+        await self._writer.run(lambda connection: delivery.settle(connection, settlement, at))
+
+    async def recover(self, at: datetime) -> int:
+        return await self._writer.run(lambda connection: delivery.recover(connection, at))
+
+    async def last_rate_limited(self, since: datetime) -> datetime | None:
+        last = await self._reader.run(lambda connection: delivery.last_rate_limited(connection, since))
+        return None if last is None else parse_iso(last)
+
+    # Replay
+
+    async def retry(self, message_id: int, at: datetime) -> None:
+        await self._writer.run(lambda connection: replay.retry(connection, message_id, at))
+
+    async def retry_all(self, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime) -> int:
+        return await self._writer.run(
+            lambda connection: replay.retry_all(connection, kind=kind, run_id=run_id, since=since, at=at)
+        )
+
+    async def resolve_error(self, error_id: int, *, note: str | None, discard: bool, at: datetime) -> None:
+        await self._writer.run(
+            lambda connection: replay.resolve_error(connection, error_id, note=note, discard=discard, at=at)
+        )
+
+    async def close(self) -> None:
+        await self._writer.close()
+        await self._reader.close()
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """The right to write this store, for as long as the block runs.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    lock = FileLock(f"{path}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreError(
+            f"another process writes {path}: stop it first, or use the commands that go through the running service"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be locked ({error.strerror}): its folder has to be writable") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def prepare(path: Path, at: datetime) -> list[str]:
+    """Make the folder and file if they are not there, and bring the schema to this version; what was applied.
+
+    Raises:
+        StoreError: the file cannot be opened, is damaged, not ours, newer, or was migrated differently.
+    """
+    with _as_store_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(connect_writing(path)) as connection:
+            return migrate(connection, read_migrations(migrations_directory()), at)
+
+
+@contextlib.contextmanager
+def _as_store_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise StoreError(
+            f"{path} cannot be used as a database ({error}): check its folder's permissions and the file with "
+            "'PRAGMA integrity_check', or restore a backup"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be opened ({error.strerror}): check its folder's permissions") from error
+
+
+@contextlib.asynccontextmanager
+async def open_store(
+    path: Path, *, at: datetime, linger_seconds: float, run_fields: Sequence[str], harvest: HarvestRules
+) -> AsyncIterator[SqliteStore]:
+    """The store at `path`, locked for this process and brought to this version's schema.
+
+    Raises:
+        StoreError: as `hold_lock` and `prepare` do.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(path):
+        prepare(path, at)
+        writer = GroupCommit(await open_unit_connection(partial(connect_writing, path)))
+        try:
+            reader = Reader(await open_unit_connection(partial(connect_reading, path)))
+        except BaseException:
+            await writer.close()
+            raise
+        store = SqliteStore(writer, reader, linger_seconds=linger_seconds, run_fields=run_fields, harvest=harvest)
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+@contextlib.asynccontextmanager
+async def open_reading(path: Path) -> AsyncIterator[SqliteReading]:
+    """The store at `path` to look at, beside a running service or without one.
+
+    Raises:
+        StoreError: there is none, it is not ours, or another version wrote it.
+    """
+    if not path.exists():
+        raise StoreError(f"there is no store at {path} yet: start the service, or give [store] path")
+    with _as_store_error(path), contextlib.closing(connect_reading(path)) as connection:
+        missing = missing_migrations(connection, read_migrations(migrations_directory()))
+    if missing:
+        raise StoreError(f"{path} is of an older version: run the service or 'migrate' first")
+    reader = Reader(await open_unit_connection(partial(connect_reading, path)))
+    try:
+        yield SqliteReading(reader)
+    finally:
+        await reader.close()

@@ -1,0 +1,192 @@
+"""What a store shows: plain rows for answers, tables and pages. Times are UTC ISO 8601 text with milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from app.model import Json
+
+T = TypeVar("T")
+
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Rows, newest first, and where the next page starts; no cursor on the last one."""
+
+    rows: Sequence[T]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """`limit` rows that are older than the row `before` (an id); from the newest where there is none."""
+
+    limit: int = DEFAULT_LIMIT
+    before: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    client_id: str | None = None
+    job_id: str | None = None
+    status: str | None = None
+    sync: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorFilter:
+    kind: str | None = None
+    state: str | None = None
+    run_id: str | None = None
+    client_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageFilter:
+    state: str | None = None
+    run_id: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    run_id: str
+    job_id: str
+    client_id: str
+    client_name: str | None
+    status: str | None
+    sync: str
+    airtable_record_id: str | None
+    created_at: str
+    changed_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchView:
+    number: int
+    state: str
+    outcome: str | None
+    cause: str | None
+    actor_id: str | None
+    apify_run_id: str | None
+    apify_status: str | None
+    dataset_id: str | None
+    profiles: int | None
+    items: int | None
+    cost_usd: float | None
+    duration_seconds: float | None
+    status_message: str | None
+    attempts: int
+    started_at: str | None
+    finished_at: str | None
+    measured_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorView:
+    """`count` says how often it happened while open, `updates_held` how many updates wait for its run."""
+
+    id: int
+    kind: str
+    state: str
+    run_id: str | None
+    client_id: str | None
+    message: str
+    cause: str | None
+    similar_runs: Sequence[str]
+    count: int
+    updates_held: int
+    first_at: str
+    last_at: str
+    resolved_at: str | None
+    resolution: str | None
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEntry:
+    at: str
+    what: str
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """`fields` is the fold of all that was accepted; `timeline` is its latest part when there is much of it."""
+
+    run_id: str
+    job_id: str
+    client_id: str
+    client_name: str | None
+    status: str | None
+    sync: str
+    airtable_record_id: str | None
+    origin: str
+    created_at: str
+    changed_at: str
+    fields: Mapping[str, Json]
+    batches: Sequence[BatchView]
+    errors: Sequence[ErrorView]
+    timeline: Sequence[TimelineEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageView:
+    """`waits_for` says what holds it, where it is not delivered."""
+
+    id: int
+    run_id: str
+    kind: str
+    state: str
+    source: str
+    fields: Sequence[str]
+    change: Mapping[str, Json]
+    attempts: int
+    waits_for: str | None
+    accepted_at: str
+    delivered_at: str | None
+    dead_at: str | None
+    call_id: int | None
+    error_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallCounts:
+    """Requests to Airtable in some span of time, by how they ended."""
+
+    total: int
+    by_outcome: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CreationStats:
+    """One day (UTC). `success_rate` is delivered over delivered and failed; nothing before either happened."""
+
+    day: str
+    created: int
+    already_existed: int
+    failed: int
+    success_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """`creation_success_rate` is over all that is kept; `calls_this_month` counts from the first, 00:00 UTC."""
+
+    runs: int
+    pending: int
+    dead: int
+    held: int
+    oldest_pending_at: str | None
+    oldest_pending_seconds: float | None
+    creation_success_rate: float | None
+    creations: Sequence[CreationStats]
+    open_errors: Mapping[str, int]
+    calls_this_month: CallCounts
