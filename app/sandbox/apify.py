@@ -80,7 +80,7 @@ class ApifySandbox(ApifyAccount):
 
     def _within_rate(self, method: str, path: Sequence[str]) -> bool:
         """Count a request against the limit of its resource, in the last second."""
-        starts = method == "POST" and path[0] == "acts" and path[-1] == "runs"
+        starts = method == "POST" and path[-1] == "runs"
         limit = self.limits.starts_per_second if starts else self.limits.requests_per_second
         if limit is None:
             return True
@@ -98,13 +98,13 @@ class ApifySandbox(ApifyAccount):
     ) -> WireResponse:
         method = "GET" if request.method == "HEAD" else request.method
         match method, *path:
-            case ["POST", "acts", actor, "runs"]:
+            case ["POST", "acts" | "actors", actor, "runs"]:
                 return self._run_answer(self.start(self._asked(request, self._actor(actor))), 201)
-            case ["GET", "acts", actor]:
+            case ["GET", "acts" | "actors", actor]:
                 found = self._actor(actor)
                 own = [run for run in self.runs if run.actor_id == found.id]
                 return answers.data(answers.actor_object(found, self.user, self.born, own))
-            case ["GET", "acts", actor, "runs"]:
+            case ["GET", "acts" | "actors", actor, "runs"]:
                 return self._list(request, self._actor(actor))
             case ["GET", "actor-runs"]:
                 return self._list(request, None)
