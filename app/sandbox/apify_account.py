@@ -40,7 +40,10 @@ _ALPHANUMERICS = string.ascii_letters + string.digits
 
 @dataclass(slots=True)
 class Limits:
-    """What the account may do; None is without limit. Apify answers a full account with 402, or with 403."""
+    """What the account may do; None is without limit. Apify answers a full account with 402, or with 403.
+
+    The rates count by the sandbox's clock: where that stands still, so does the second that they count in.
+    """
 
     memory_mbytes: int | None = None
     concurrent_runs: int | None = None

@@ -116,7 +116,7 @@ class ApifyServer:
             due = self.sandbox.next_due()
             waits: list[asyncio.Task[None]] = [asyncio.create_task(self._change())]
             if due is not None:
-                waits.append(asyncio.create_task(self._pause((due - self.sandbox.now()).total_seconds())))
+                waits.append(asyncio.create_task(self._pause_until(due)))
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -126,5 +126,6 @@ class ApifyServer:
     async def _change(self) -> None:
         await self._changed.wait()
 
-    async def _pause(self, seconds: float) -> None:
-        await self._sleep(max(0.0, seconds))
+    async def _pause_until(self, due: datetime) -> None:
+        # Looks at the clock here, when the sleep begins: a hand-moved one may have moved since `due` was found.
+        await self._sleep(max(0.0, (due - self.sandbox.now()).total_seconds()))
