@@ -55,7 +55,7 @@ class ErrorForms:
     computed: ComputedForm = ComputedForm.INVALID_VALUE
 
 
-class Refusal(Exception):  # noqa: N818 - the vocabulary of the wire: a request is refused
+class Refusal(Exception):
     """A request that is answered with an error, and has changed nothing."""
 
     def __init__(self, status: int, kind: str, message: str | None) -> None:
@@ -165,6 +165,11 @@ def unknown_option(option: str) -> Refusal:
         "INVALID_MULTIPLE_CHOICE_OPTIONS",
         f'Insufficient permissions to create new select option ""{option}""',
     )
+
+
+def base_is_full(limit: int) -> Refusal:
+    """Refuse a record too many for the plan: the limit is documented, the answer is this sandbox's choice."""
+    return Refusal(422, "INVALID_REQUEST_UNKNOWN", f"This base holds its {limit} records; no more can be created")
 
 
 def invalid_formula(why: str) -> Refusal:

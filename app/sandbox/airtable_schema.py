@@ -57,14 +57,14 @@ class Ids:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One option of a select field."""
+    """One option of a select column."""
 
     id: str
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class Column:
     """One column. `choices` are a select's options in their order, `precision` a number's decimals as shown."""
 
     id: str
@@ -113,36 +113,36 @@ class TableSchema:
     base_name: str
     table_id: str
     table_name: str
-    fields: tuple[Field, ...]
+    columns: tuple[Column, ...]
 
-    def find(self, name_or_id: str) -> Field | None:
+    def find(self, name_or_id: str) -> Column | None:
         """Find a field by its name, or else by its id."""
         return next(
-            (field for field in self.fields if field.name == name_or_id),
-            next((field for field in self.fields if field.id == name_or_id), None),
+            (column for column in self.columns if column.name == name_or_id),
+            next((column for column in self.columns if column.id == name_or_id), None),
         )
 
-    def named(self, name: str) -> Field:
+    def named(self, name: str) -> Column:
         """Find a field that must be there. Raises `KeyError`."""
-        field = self.find(name)
-        if field is None:
+        column = self.find(name)
+        if column is None:
             raise KeyError(name)
-        return field
+        return column
 
-    def with_field(self, changed: Field) -> TableSchema:
+    def with_column(self, changed: Column) -> TableSchema:
         """Put a changed field in the place of the one with its id."""
-        return replace(self, fields=tuple(changed if field.id == changed.id else field for field in self.fields))
+        return replace(self, columns=tuple(changed if column.id == changed.id else column for column in self.columns))
 
-    def without_field(self, field_id: str) -> TableSchema:
-        return replace(self, fields=tuple(field for field in self.fields if field.id != field_id))
+    def without_column(self, column_id: str) -> TableSchema:
+        return replace(self, columns=tuple(column for column in self.columns if column.id != column_id))
 
     def to_json(self) -> Json:
         """Show the table as the meta API does."""
         return {
             "id": self.table_id,
             "name": self.table_name,
-            "primaryFieldId": self.fields[0].id,
-            "fields": [field.to_json() for field in self.fields],
+            "primaryFieldId": self.columns[0].id,
+            "fields": [column.to_json() for column in self.columns],
             "views": [{"id": "viw" + self.table_id[3:], "name": "Grid view", "type": "grid"}],
         }
 
@@ -164,16 +164,16 @@ def schema_from_columns(
         base_name=base_name,
         table_id=ids.new("tbl"),
         table_name=table,
-        fields=tuple(_field(name, described, ids) for name, described in columns.items()),
+        columns=tuple(_column(name, described, ids) for name, described in columns.items()),
     )
 
 
-def _field(name: str, described: Json, ids: Ids) -> Field:
+def _column(name: str, described: Json, ids: Ids) -> Column:
     match described:
         case str():
             kind = FieldType(described)
-            return Field(ids.new("fld"), name, kind, precision=2 if kind is FieldType.CURRENCY else 0)
+            return Column(ids.new("fld"), name, kind, precision=2 if kind is FieldType.CURRENCY else 0)
         case {"singleSelect": [*options]}:
             choices = tuple(Choice(ids.new("sel"), str(option)) for option in options)
-            return Field(ids.new("fld"), name, FieldType.SINGLE_SELECT, choices)
+            return Column(ids.new("fld"), name, FieldType.SINGLE_SELECT, choices)
     raise ValueError(f"column {name!r}: {described!r} is no known type")

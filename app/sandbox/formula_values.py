@@ -8,6 +8,7 @@ FIND and SEARCH take upper and lower case as they are.
 from __future__ import annotations
 
 import calendar
+import math
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
@@ -63,10 +64,17 @@ def _less(left: Value, right: Value) -> bool:
 def _number(value: Value) -> float:
     match value:
         case None:
-            return 0
+            return 0.0
         case bool() | int() | float():
-            return value
+            return float(value)
     raise NoValueError
+
+
+def _whole(value: Value) -> int:
+    number = _number(value)
+    if not math.isfinite(number):
+        raise NoValueError
+    return int(number)
 
 
 def _text(value: Value) -> str:
@@ -114,7 +122,7 @@ OPERATORS: dict[str, Callable[[Value, Value], Value]] = {
 def _find(arguments: list[Value]) -> int:
     """Count from 1; 0 is «not found». Both FIND and SEARCH take upper and lower case as they are."""
     needle, hay, *start = arguments
-    first = int(_number(start[0])) if start else 0
+    first = _whole(start[0]) if start else 0
     return _text(hay).find(_text(needle), max(first - 1, 0)) + 1
 
 
@@ -136,7 +144,7 @@ def _add_to_date(arguments: list[Value]) -> datetime:
     try:
         if unit in _SECONDS:
             return moment + timedelta(seconds=count * _SECONDS[unit])
-        years, month = divmod(moment.month - 1 + int(count) * _MONTHS[unit], 12)
+        years, month = divmod(moment.month - 1 + _whole(count) * _MONTHS[unit], 12)
         year = moment.year + years
         day = min(moment.day, calendar.monthrange(year, month + 1)[1])
         return moment.replace(year=year, month=month + 1, day=day)

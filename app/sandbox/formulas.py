@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 #: Deeper nesting is refused, so that no formula can exhaust the stack.
-MAX_DEPTH = 64
+MAX_DEPTH = 32
 
 
 class FormulaError(ValueError):
@@ -48,10 +48,11 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    operator: str
-    left: Node
-    right: Node
+class Chain:
+    """Operators of one rank, from left to right. Flat, so that a long sum is no deep one."""
+
+    first: Node
+    rest: tuple[tuple[str, Node], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Call:
     arguments: tuple[Node, ...]
 
 
-Node: TypeAlias = Constant | Reference | Operation | Call
+Node: TypeAlias = Constant | Reference | Chain | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,13 @@ class _Parser:
         self._depth = 0
 
     def expression(self) -> Node:
+        return self._deeper(lambda: self._binary(0))
+
+    def _deeper(self, part: Callable[[], Node]) -> Node:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise FormulaError(f"nested more than {MAX_DEPTH} deep")
-        node = self._binary(0)
+        node = part()
         self._depth -= 1
         return node
 
@@ -178,22 +182,23 @@ class _Parser:
     def _binary(self, level: int) -> Node:
         if level == len(_LEVELS):
             return self._primary()
-        left = self._binary(level + 1)
+        first = self._binary(level + 1)
+        rest: list[tuple[str, Node]] = []
         while self._next_is(*_LEVELS[level]):
             operator = self.expect(self._tokens[self._place].kind).text
-            left = Operation(operator, left, self._binary(level + 1))
-        return left
+            rest.append((operator, self._binary(level + 1)))
+        return Chain(first, tuple(rest)) if rest else first
 
     def _primary(self) -> Node:
         token = self._tokens[self._place]
         self.expect(token.kind)
         match token.kind:
             case "number":
-                return Constant(float(token.text) if re.search(r"[.eE]", token.text) else int(token.text))
+                return Constant(float(token.text))
             case "text":
                 return Constant(token.text)
             case "-":
-                return Operation("-", Constant(0), self._primary_within_limit())
+                return Chain(Constant(0), (("-", self._deeper(self._primary)),))
             case "(":
                 node = self.expression()
                 self.expect(")")
@@ -204,14 +209,6 @@ class _Parser:
                 self.fields.add(token.text)
                 return Reference(token.text)
         raise FormulaError(f"unexpected {token.text!r}")
-
-    def _primary_within_limit(self) -> Node:
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise FormulaError(f"nested more than {MAX_DEPTH} deep")
-        node = self._primary()
-        self._depth -= 1
-        return node
 
     def _call(self, function: str) -> Node:
         self.expect("(")
@@ -231,7 +228,7 @@ class _Parser:
 
 def _equality(node: Node) -> tuple[str, str] | None:
     match node:
-        case Operation("=", Reference(field), Constant(str(text))) if text:
+        case Chain(Reference(field), (("=", Constant(str(text))),)) if text:
             return field, text
     return None
 
@@ -253,8 +250,11 @@ def _evaluate(node: Node, row: Row) -> Value:
             return value
         case Reference(field):
             return row.cell(field)
-        case Operation(operator, left, right):
-            return OPERATORS[operator](_evaluate(left, row), _evaluate(right, row))
+        case Chain(first, rest):
+            value = _evaluate(first, row)
+            for operator, operand in rest:
+                value = OPERATORS[operator](value, _evaluate(operand, row))
+            return value
         case Call(function, arguments):
             return _call(function, arguments, row)
 

@@ -165,6 +165,11 @@ def test_this_holds(text: str) -> None:
         "DATEADD(NOW(), 1e300, 'days')",
         "CREATED_TIME() = BLANK()",
         "CREATED_TIME() > 5",
+        "FIND('a', 'a', 1e400 - 1e400)",
+        "FIND('a', 'a', 1e400)",
+        "DATEADD(NOW(), 1e400, 'months')",
+        "DATEADD(NOW(), 1e400 - 1e400, 'days')",
+        "9" * 5_000 + " < 1",
     ],
 )
 def test_this_does_not_hold_and_an_error_in_a_row_is_no_match(text: str) -> None:
@@ -206,6 +211,8 @@ def test_what_is_no_formula_is_refused(text: str) -> None:
 def test_a_wide_formula_is_no_deep_one() -> None:
     wide = "OR(" + ",".join(f"{{Run ID}}='r{n}'" for n in range(5_000)) + ")"
     assert parse(wide).matches(Record({"Run ID": "r4999"}))
+    assert holds("+".join(["1"] * 5_000) + "=5000")
+    assert holds("NOT(" * (MAX_DEPTH - 1) + "FALSE()" + ")" * (MAX_DEPTH - 1))
 
 
 @given(st.text())
