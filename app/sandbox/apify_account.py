@@ -166,11 +166,13 @@ class ApifyAccount:
 
     def tick(self) -> None:
         """Let every run do what is due by now."""
-        winding_down = timedelta(seconds=self.timing.timing_out)
-        due = sorted((at, run.id) for run in self._live.values() if (at := run.due()) is not None and at <= self.now())
-        for _, run_id in due:
-            run = self._live[run_id]
-            self._fire(run, run.advance(self.now(), winding_down))
+        now, winding_down = self.now(), timedelta(seconds=self.timing.timing_out)
+        moving = [run for run in self._live.values() if (at := run.due()) is not None and at <= now]
+        happened = [(at, event, run) for run in moving for event, at in run.advance(now, winding_down)]
+        for at, event, run in sorted(happened, key=lambda one: one[0]):
+            self._fire(run, [(event, at)])
+        if moving:
+            self._tell()
 
     def next_due(self) -> datetime | None:
         """When something happens next by itself, or None."""

@@ -82,13 +82,11 @@ class ApifyServer:
         await self.stop()
 
     async def start(self) -> None:
+        """Listen, and let the runs live. Raises `OSError` if the port is taken, `RuntimeError` if it runs already."""
+        await self._wire.start()
         await self.webhooks.start()
         self.sandbox.on_change = self._hand_out
-        try:
-            await self._wire.start()
-        except OSError:
-            await self.webhooks.stop()
-            raise
+        # What fired while nothing listened.
         self._hand_out()
         self._living = asyncio.create_task(self._live())
 

@@ -505,10 +505,12 @@ class TestWebhooks:
         assert [dispatch.event for dispatch in bench.fired()] == [Event.CREATED, Event.ABORTED]
 
     def test_events_of_several_runs_come_in_the_order_of_time(self, bench: Bench) -> None:
-        bench.sandbox.script = lambda given: Plan(lasts_seconds=10 if given.options.build == "slow" else 1)
+        # The slow one moves first, and ends last.
+        plans = {"slow": Plan(waits_seconds=1, lasts_seconds=10), "quick": Plan(waits_seconds=2, lasts_seconds=1)}
+        bench.sandbox.script = lambda given: plans[given.options.build]
         hook = encode([{"eventTypes": ["ACTOR.RUN.SUCCEEDED"], "requestUrl": "http://127.0.0.1:1/hook"}])
         slow = bench.start(webhooks=hook, build="slow")
-        quick = bench.start(webhooks=hook)
+        quick = bench.start(webhooks=hook, build="quick")
         bench.wait(60)
         assert [dispatch.run_id for dispatch in bench.fired()] == [quick, slow]
 
