@@ -107,15 +107,17 @@ class RunStatus(StrEnum):
 
 # Names of runs --------------------------------------------------------------------------------------------------
 
+#: Characters of a client id or job id; a run id is both and a dash.
 MAX_ID: Final = 100
+MAX_RUN_ID: Final = 2 * MAX_ID + 1
 _ID = re.compile(r"\w(?:[\w.'@+-]*\w)?")
 JOB_ID_FORMAT: Final = "%y%m%d-%H%M%S"
 
 
-def flaw_of_id(name: str, value: str) -> str | None:
-    """Why `value` cannot be a client id or job id, or None. Ids stand in URLs, formulas, file names and tables."""
-    if not 0 < len(value) <= MAX_ID:
-        return f"{name!r} has 1 to {MAX_ID} characters, this has {len(value)}"
+def flaw_of_id(name: str, value: str, most: int = MAX_ID) -> str | None:
+    """Why `value` cannot be an id of a client, job or run, or None. Ids stand in URLs, formulas and tables."""
+    if not 0 < len(value) <= most:
+        return f"{name!r} has 1 to {most} characters, this has {len(value)}"
     if not _ID.fullmatch(value):
         return f"{name!r} has letters, digits and . _ - ' @ + inside, and starts and ends with a letter, digit or _"
     if not unicodedata.is_normalized("NFC", value):

@@ -140,7 +140,8 @@ def _ended(batch: Batch, report: Report, outcome: BatchState, at: datetime, rule
     from_before_its_resurrection = batch.reopened_at is not None and finished_at <= batch.reopened_at
     if from_before_its_resurrection and not report.is_fresh:
         return batch
-    if batch.outcome is not None and (batch.finished_at or "") >= finished_at:
+    ended_again = run.finished_at is not None and run.finished_at > (batch.finished_at or "")
+    if batch.outcome is not None and not ended_again:
         return batch
     return replace(
         batch,

@@ -129,4 +129,8 @@ class Reading(Protocol):
 
 
 class Store(Intake, Outbox, Replay, Reading, Protocol):
+    async def check(self) -> None:
+        """Raises `StoreUnavailable` when a commit would fail now."""
+        ...
+
     async def close(self) -> None: ...

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence  # noqa: TC003  # answers are written from these types at run time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from app.model import Json
+from pydantic import JsonValue  # noqa: TC002
 
 T = TypeVar("T")
 
@@ -131,7 +129,7 @@ class RunView:
     origin: str
     created_at: str
     changed_at: str
-    fields: Mapping[str, Json]
+    fields: Mapping[str, JsonValue]
     batches: Sequence[BatchView]
     errors: Sequence[ErrorView]
     timeline: Sequence[TimelineEntry]
@@ -147,7 +145,7 @@ class MessageView:
     state: str
     source: str
     fields: Sequence[str]
-    change: Mapping[str, Json]
+    change: Mapping[str, JsonValue]
     attempts: int
     waits_for: str | None
     accepted_at: str

@@ -155,6 +155,9 @@ class SqliteStore(SqliteReading):
             lambda connection: replay.resolve_error(connection, error_id, note=note, discard=discard, at=at)
         )
 
+    async def check(self) -> None:
+        await self._writer.run(lambda _connection: None)
+
     async def close(self) -> None:
         await self._writer.close()
         await self._reader.close()

@@ -1,0 +1,301 @@
+"""The destination: requests and answers as pure functions, pyairtable to send them.
+
+Knows how Airtable speaks; knows nothing of the outbox, and decides nothing about trying again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import re
+import threading
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+import requests
+from pyairtable import Api
+from pydantic import BaseModel, ValidationError
+
+from app.fields import RUN_ID, plain
+from app.model import RECORDS_PER_CALL, ErrorKind
+from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown, Written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pyairtable import Table
+
+    from app.fields import Registry
+    from app.model import Json
+    from app.policy.delivery import Answer, Claim
+
+T = TypeVar("T")
+
+
+class Destination(Protocol):
+    """What the sync loop delivers to."""
+
+    async def deliver(self, claim: Claim) -> Answer:
+        """Send one request with all runs of `claim`. Never raises for what the other side does."""
+        ...
+
+
+# Requests -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a request: without an `id` it is matched on the run id, and created if there is none."""
+
+    cells: Mapping[str, Json]
+    id: str | None = None
+
+    def to_wire(self) -> dict[str, Json]:
+        wire: dict[str, Json] = {"fields": dict(self.cells)}
+        return wire if self.id is None else {"id": self.id, **wire}
+
+
+def records_of(claim: Claim, registry: Registry) -> list[Record]:
+    """The records that `claim` writes: columns with the present values of the fields that wait."""
+    records = []
+    for run in claim.runs:
+        cells: dict[str, Json] = {
+            registry[name].column: plain(value) for name, value in run.values.items() if name in registry
+        }
+        if claim.creating:
+            cells[registry[RUN_ID].column] = run.run_id
+        records.append(Record(cells, None if claim.creating else run.record_id))
+    return records
+
+
+# Answers --------------------------------------------------------------------------------------------------------
+
+
+class _WrittenRecord(BaseModel):
+    id: str
+    fields: dict[str, object] = {}
+
+
+class _WrittenRecords(BaseModel):
+    records: list[_WrittenRecord]
+
+
+def decode_written(claim: Claim, answer: object, registry: Registry) -> Answer:
+    """The record ids in a 2xx answer: of a create by the run id that it carries, of an update by itself."""
+    try:
+        records = _WrittenRecords.model_validate(answer).records
+    except ValidationError as error:
+        return Unknown(f"Airtable's answer makes no sense: {error.errors(include_url=False)[0]['msg']}", 200)
+    if claim.creating:
+        column = registry[RUN_ID].column
+        return Written({run_id: one.id for one in records if isinstance(run_id := one.fields.get(column), str)})
+    answered = {one.id for one in records}
+    return Written({run.run_id: run.record_id for run in claim.runs if run.record_id and run.record_id in answered})
+
+
+#: `Field "X" cannot accept the provided value`, `Unknown field name: "X"`
+_NAMED_FIELD: Final = re.compile(r'(?:[Ff]ield|field name:) "([^"]+)"')
+_NAMED_RECORD: Final = re.compile(r"\b(rec[A-Za-z0-9]{14})\b")
+_GONE: Final = ("ROW_DOES_NOT_EXIST", "MODEL_ID_NOT_FOUND", "RECORD_NOT_FOUND")
+_QUOTA: Final = "PUBLIC_API_BILLING_LIMIT_EXCEEDED"
+_MOST_CAUSE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class AirtableError:
+    """An error body, whichever of its shapes it came in."""
+
+    type: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+def decode_error_body(body: bytes, status: int) -> AirtableError:
+    """Airtable answers with `{"error": {type, message}}`, `{"error": "TYPE"}` or `{"errors": [{error, message}]}`."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict):
+        match answer.get("error") or answer.get("errors"):
+            case {"type": str(kind), **rest}:
+                return AirtableError(kind, _message(rest))
+            case str(kind):
+                return AirtableError(kind, "")
+            case [{"error": str(kind), **rest}, *_]:
+                return AirtableError(kind, _message(rest))
+    return AirtableError(f"HTTP {status}", body.decode(errors="replace").strip()[:_MOST_CAUSE])
+
+
+def _message(rest: Mapping[object, object]) -> str:
+    message = rest.get("message")
+    return message[:_MOST_CAUSE] if isinstance(message, str) else ""
+
+
+def decode_failure(status: int, headers: Mapping[str, str], body: bytes, registry: Registry) -> Answer:
+    """What a 4xx or 5xx means (Airtable's documented errors; see the README of the sandbox for their shapes)."""
+    error = decode_error_body(body, status)
+    cause = str(error)
+    match status:
+        case 429 if error.type == _QUOTA:
+            return QuotaExhausted(cause)
+        case 429:
+            return RateLimited(cause)
+        case 401 | 403:
+            return Denied(status, cause)
+        case 404 if error.type not in _GONE:
+            return Denied(status, cause)
+        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT:
+            return Unknown(f"Airtable answered {status} ({cause})", status, _retry_after(headers))
+        case _:
+            return _refusal(status, error, registry)
+
+
+def _refusal(status: int, error: AirtableError, registry: Registry) -> Refused:
+    field = _NAMED_FIELD.search(error.message)
+    record = _NAMED_RECORD.search(error.message)
+    kind = ErrorKind.REJECTED
+    if error.type in _GONE:
+        kind = ErrorKind.RECORD_DELETED
+    elif "multiple records" in error.message.lower() or "more than one record" in error.message.lower():
+        kind = ErrorKind.DUPLICATE_RECORD
+    return Refused(
+        status=status,
+        cause=str(error),
+        kind=kind,
+        record_id=record[1] if record else None,
+        field=registry.name_of(field[1]) if field else None,
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, in the one form that Airtable is known to send; a date is left to our own back-off."""
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else None
+
+
+# Sending --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AirtableAccess:
+    """Where the table is. `timeout_seconds` limits connecting and each wait for bytes; twice that, the whole call."""
+
+    api_key: str
+    endpoint_url: str
+    base_id: str
+    table: str
+    timeout_seconds: float
+
+    def open(self) -> Table:
+        """A table with a session of its own. pyairtable would retry any method, creates included: never here."""
+        seconds = max(1, round(self.timeout_seconds))
+        api = Api(self.api_key, timeout=(seconds, seconds), retry_strategy=None, endpoint_url=self.endpoint_url)
+        return api.table(self.base_id, self.table)
+
+
+class Airtable:
+    """Delivers claims through pyairtable, several at a time."""
+
+    def __init__(self, access: AirtableAccess, registry: Registry) -> None:
+        self._registry = registry
+        self._total_seconds = 2 * access.timeout_seconds
+        self._threads = TableThreads(access.open)
+
+    async def deliver(self, claim: Claim) -> Answer:
+        records = records_of(claim, self._registry)
+        try:
+            async with asyncio.timeout(self._total_seconds):
+                answer = await self._threads.run(lambda table: _write(table, records, self._merge_on(claim)))
+        except TimeoutError:
+            return Unknown(f"no whole answer within {self._total_seconds:g} s")
+        except requests.HTTPError as error:
+            response = error.response
+            return decode_failure(response.status_code, response.headers, response.content, self._registry)
+        except (requests.RequestException, ValueError, TypeError) as error:  # odd bodies surface as the last two
+            return Unknown(_short(error))
+        return decode_written(claim, answer, self._registry)
+
+    def _merge_on(self, claim: Claim) -> str | None:
+        return self._registry[RUN_ID].column if claim.creating else None
+
+    def close(self) -> None:
+        self._threads.close()
+
+
+def _write(table: Table, records: Sequence[Record], merge_on: str | None) -> object:
+    """One request: an upsert on `merge_on`, or an update by record id, which can create nothing."""
+    if len(records) > RECORDS_PER_CALL:
+        raise AssertionError("pyairtable would split the call, and a failing part would lose the others' ids")
+    body: dict[str, Json] = {"records": [record.to_wire() for record in records]}
+    if merge_on is not None:
+        body["performUpsert"] = {"fieldsToMergeOn": [merge_on]}
+    answer: object = table.api.request("PATCH", table.urls.records, json=body)
+    return answer
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_MOST_CAUSE]
+
+
+_Job = tuple["Callable[[Table], object]", "asyncio.Future[object]", asyncio.AbstractEventLoop]
+
+
+class TableThreads:
+    """Threads that own a table each, started as they are needed.
+
+    Written by hand because a `ThreadPoolExecutor` waits at exit for every thread: one hanging request would keep a
+    stopped process alive. These are daemons; what hangs is left behind, and the outbox sends it again.
+    """
+
+    MOST: Final = 32
+
+    def __init__(self, open_table: Callable[[], Table]) -> None:
+        self._open_table = open_table
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads = 0
+        self._idle = 0
+
+    async def run(self, call: Callable[[Table], T]) -> T:
+        """`call`'s result, from one of the threads. Cancelling leaves the call to end by itself."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[object] = loop.create_future()
+        if self._idle == 0 and self._threads < self.MOST:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"airtable-{self._threads}", daemon=True).start()
+        else:
+            self._idle -= 1
+        self._jobs.put((call, answer, loop))
+        return await answer  # type: ignore[return-value]  # the future holds what `call` returns
+
+    def _work(self) -> None:
+        table = self._open_table()
+        while (job := self._jobs.get()) is not None:
+            call, answer, loop = job
+            try:
+                result, error = call(table), None
+            except Exception as raised:  # noqa: BLE001  # it belongs to whoever asked
+                result, error = None, raised
+            try:
+                loop.call_soon_threadsafe(self._finish, answer, result, error)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                break
+        table.api.session.close()
+
+    def _finish(self, answer: asyncio.Future[object], result: object, error: Exception | None) -> None:
+        self._idle += 1
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(error)
+
+    def close(self) -> None:
+        """Let idle threads end; those with a call under way end after it."""
+        for _ in range(self._threads):
+            self._jobs.put(None)

@@ -1,0 +1,204 @@
+"""The sync loop: wait until something is due and the base may be asked, claim, deliver, settle.
+
+It sleeps until a new message wakes it or the next due time comes, and never polls. Whatever it was sending when the
+process ended is taken back at the next start and sent again: upserts and record ids make that safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from app.clock import Clock, wait_until_set
+from app.errors import StoreUnavailable
+from app.logs import get_logger
+from app.policy.delivery import (
+    Answer,
+    Claim,
+    RateLimited,
+    RetryRules,
+    Settlement,
+    Written,
+    settle,
+)
+from app.policy.pace import BaseHealth, PauseRules, RequestWindow
+
+if TYPE_CHECKING:
+    import random
+
+    from app.airtable import Destination
+    from app.store.protocol import Outbox
+
+log = get_logger(__name__)
+
+#: Requests under way at once: what a base that takes three seconds an answer needs to be kept at its limit.
+MOST_IN_FLIGHT: Final = 16
+#: While nobody gets a sound answer, one request at a time finds out whether that has changed.
+_PROBES: Final = 1
+_SETTLE_AGAIN_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRules:
+    requests_per_second: int
+    retry: RetryRules
+    pauses: PauseRules
+    shutdown_seconds: float
+
+
+class SyncLoop:
+    def __init__(
+        self, store: Outbox, destination: Destination, clock: Clock, random: random.Random, rules: SyncRules
+    ) -> None:
+        self._store = store
+        self._destination = destination
+        self._clock = clock
+        self._random = random
+        self._rules = rules
+        self._window = RequestWindow(rules.requests_per_second)
+        self._health = BaseHealth()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    def wake(self) -> None:
+        """There is (or may be) something to do: look at once."""
+        self._wake.set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing reaches Airtable at the moment, for `/readyz`; `None` while it does."""
+        return self._health.trouble
+
+    @property
+    def rests_for(self) -> float:
+        """Seconds for which the base is left alone."""
+        return self._window.rests_for(self._clock.monotonic())
+
+    async def recover(self) -> None:
+        """Take back what a stopped process was sending, and keep to the pause that it was told to keep."""
+        now = self._clock.now()
+        taken_back = await self._store.recover(now)
+        if taken_back:
+            log.warning("sync.recovered", messages=taken_back)
+            self._window.fill(self._clock.monotonic())
+        pause = self._rules.pauses.rate_limit_pause_seconds
+        limited_at = await self._store.last_rate_limited(now - timedelta(seconds=pause))
+        if limited_at is not None:
+            left = pause - (now - limited_at).total_seconds()
+            self._window.rest(self._clock.monotonic(), max(0.0, left))
+
+    async def run(self) -> None:
+        """Deliver until `stop`, then let what is in flight land. Raises what no rule foresees."""
+        while not self._stopping:
+            self._wake.clear()
+            delay = await self.run_once()
+            if delay != 0.0:
+                await wait_until_set(self._wake, self._clock, delay)
+        await self._land()
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns once what is in flight is settled, or its limit has passed."""
+        self._stopping = True
+        self.wake()
+
+    async def _land(self) -> None:
+        if not self._in_flight:
+            return
+        _, late = await asyncio.wait(self._in_flight, timeout=self._rules.shutdown_seconds)
+        if late:
+            log.warning("sync.left_in_flight", calls=len(late))
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        self._raise_failures()
+
+    async def run_once(self) -> float | None:
+        """Start at most one request; seconds until there may be more to do, `None` when only a wake can tell."""
+        self._raise_failures()
+        delay = self._window.delay(self._clock.monotonic())
+        if delay > 0.0:
+            return delay
+        if len(self._in_flight) >= (_PROBES if self._health.trouble else MOST_IN_FLIGHT):
+            return None  # the end of one of them wakes the loop
+        now = self._clock.now()
+        claim = await self._store.claim(now)
+        if claim is None:
+            due = await self._store.next_due()
+            return None if due is None else max(0.001, (due - now).total_seconds())
+        self._window.take(self._clock.monotonic())
+        task = asyncio.create_task(self._carry(claim), name=f"airtable-call-{claim.call_id}")
+        self._in_flight.add(task)
+        task.add_done_callback(self._landed)
+        return 0.0
+
+    async def settled(self) -> None:
+        """Return when nothing is in flight."""
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+            self._raise_failures()
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            self._in_flight.discard(task)
+        self.wake()
+
+    def _raise_failures(self) -> None:
+        for task in self._in_flight:
+            if task.done() and not task.cancelled():
+                task.result()
+
+    async def _carry(self, claim: Claim) -> None:
+        started = self._clock.monotonic()
+        answer = await self._destination.deliver(claim)
+        at = self._clock.now()
+        settlement = settle(claim, answer, at=at, rules=self._rules.retry, random=self._random)
+        self._note(answer)
+        self._log(claim, settlement, answer, self._clock.monotonic() - started)
+        while True:
+            try:
+                await self._store.settle(settlement, at)
+            except StoreUnavailable as error:
+                # The disk is full, say: what Airtable answered must not be forgotten, or it would be sent again.
+                log.error("sync.not_settled", call_id=claim.call_id, reason=error.detail)  # noqa: TRY400
+                await self._clock.sleep(_SETTLE_AGAIN_SECONDS)
+            else:
+                return
+
+    def _note(self, answer: Answer) -> None:
+        before = self._health.trouble
+        rest = self._health.rest_after(answer, self._rules.pauses, self._rules.retry)
+        if rest > 0.0:
+            self._window.rest(self._clock.monotonic(), rest)
+        if self._health.trouble and self._health.trouble != before:
+            log.error("sync.base_in_trouble", reason=self._health.trouble, rest_seconds=round(rest, 1))
+        elif before and not self._health.trouble:
+            log.info("sync.base_recovered")
+        if isinstance(answer, RateLimited):
+            log.warning("sync.rate_limited", rest_seconds=rest)
+
+    def _log(self, claim: Claim, settlement: Settlement, answer: Answer, seconds: float) -> None:
+        known = {
+            "call_id": claim.call_id,
+            "method": "create" if claim.creating else "update",
+            "records": len(claim.runs),
+            "messages": sum(len(run.messages) for run in claim.runs),
+            "outcome": settlement.outcome,
+            "status": settlement.status,
+            "seconds": round(seconds, 3),
+        }
+        if isinstance(answer, Written):
+            log.info("sync.delivered", **known)
+        else:
+            log.warning("sync.not_delivered", reason=settlement.error, **known)
+        for run in settlement.runs:
+            if run.dead is not None:
+                log.error(
+                    "sync.set_aside",
+                    run_id=run.run_id,
+                    kind=run.dead.kind,
+                    message_ids=list(run.dead.message_ids),
+                    cause=run.dead.cause,
+                )

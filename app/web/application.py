@@ -1,0 +1,24 @@
+"""The web application: routes and middleware put together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from app.web.guard import request_ids
+from app.web.problems import problems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.web.handlers import Calls
+    from app.web.health import Health
+
+
+def make_application(
+    calls: Calls, health: Health, *, new_id: Callable[[], str], max_body_bytes: int
+) -> web.Application:
+    application = web.Application(client_max_size=max_body_bytes, middlewares=[request_ids(new_id), problems])
+    application.add_routes([*calls.routes(), *health.routes()])
+    return application

@@ -1,0 +1,99 @@
+"""Who may call, and how much: request ids, bearer tokens, body limits. Closed unless opened."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from app.errors import Forbidden, TooSlow, Unauthorized, UnsupportedMediaType
+from app.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aiohttp import web
+    from aiohttp.typedefs import Handler, Middleware
+
+log = get_logger(__name__)
+
+#: A request's body has to arrive within this; Apify and our own callers send it at once.
+BODY_SECONDS: Final = 30.0
+REQUEST_ID_HEADER: Final = "X-Request-ID"
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
+
+
+def request_ids(new_id: Callable[[], str]) -> Middleware:
+    """Name each request (the caller's `X-Request-ID` where it is one), say so in the answer, and log how it went."""
+    from aiohttp import web  # noqa: PLC0415
+
+    @web.middleware
+    async def named(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get(REQUEST_ID_HEADER, "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_id()
+        request["request_id"] = request_id
+        started = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            answer = await handler(request)
+            answer.headers[REQUEST_ID_HEADER] = request_id
+            resource = request.match_info.route.resource
+            log.info(
+                "http.answered",
+                method=request.method,
+                route=resource.canonical if resource else "none",
+                status=answer.status,
+                ms=round((time.perf_counter() - started) * 1000, 1),
+            )
+        return answer
+
+    return named
+
+
+class Bearer:
+    """Checks `Authorization: Bearer …` against the tokens in constant time.
+
+    Without tokens (possible only on loopback) anybody on this machine may call, but no web page: the Host has to be
+    this machine's name, so that a name of the page's own cannot be pointed here.
+    """
+
+    def __init__(self, tokens: Sequence[str], name: str) -> None:
+        self._tokens = [token.encode() for token in tokens]
+        self._name = name
+
+    def check(self, request: web.Request) -> None:
+        """Raises `Unauthorized`, or `Forbidden` for a foreign Host where no token is set."""
+        if not self._tokens:
+            host = request.url.host or ""
+            if host not in _LOOPBACK_HOSTS:
+                raise Forbidden(f"without {self._name} only this machine may call, by the name localhost")
+            return
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        offered = given.strip().encode("utf-8", errors="surrogateescape") if scheme.lower() == "bearer" else b""
+        # Every token is compared, so that the time tells nothing of which one was close.
+        matches = [hmac.compare_digest(offered, token) for token in self._tokens]
+        if not any(matches):
+            raise Unauthorized(f"send Authorization: Bearer followed by {self._name}")
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooSlow: it took longer than `BODY_SECONDS`. Too large a body raises aiohttp's own error.
+    """
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise TooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+
+
+def check_json(request: web.Request) -> None:
+    """A web form cannot say `application/json` across origins: asking for it keeps strangers' pages out."""
+    if request.content_type != "application/json":
+        raise UnsupportedMediaType("send Content-Type: application/json")

@@ -1,0 +1,50 @@
+"""Two levels of health: alive (the process answers), ready (it can accept and sync), with reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from app import __version__
+from app.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The open calls. `check_store` raises a `Problem` where the store does not answer."""
+
+    check_store: Callable[[], Awaitable[None]]
+    sync_trouble: Callable[[], str | None]
+    is_stopping: Callable[[], bool]
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/healthz", self.alive), web.get("/readyz", self.ready)]
+
+    async def alive(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive", "version": __version__})
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        accepting = [reason for reason in (await self._store_trouble(), self._stopping()) if reason]
+        syncing = [trouble] if (trouble := self.sync_trouble()) else []
+        body = {
+            "status": "not ready" if accepting or syncing else "ready",
+            "accepting": not accepting,
+            "syncing": not syncing,
+            "reasons": accepting + syncing,
+        }
+        return web.json_response(body, status=503 if accepting or syncing else 200)
+
+    async def _store_trouble(self) -> str | None:
+        try:
+            await self.check_store()
+        except Problem as problem:
+            return problem.detail
+        return None
+
+    def _stopping(self) -> str | None:
+        return "the service is stopping" if self.is_stopping() else None

@@ -1,0 +1,104 @@
+"""Where errors become answers: every problem leaves as `application/problem+json` (RFC 9457), in one shape."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from app.errors import (
+    Flaw,
+    Forbidden,
+    Invalid,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    Problem,
+    TooLarge,
+    TooSlow,
+    did_you_mean,
+)
+from app.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from aiohttp.typedefs import Handler
+    from pydantic import BaseModel, ValidationError
+
+    from app.model import Json
+
+log = get_logger(__name__)
+
+CONTENT_TYPE: Final = "application/problem+json"
+
+
+def problem_answer(problem: Problem, request_id: str) -> web.Response:
+    body: dict[str, Json] = {
+        "type": problem.type,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "request_id": request_id,
+    }
+    if problem.flaws:
+        body["errors"] = [{"pointer": flaw.pointer, "detail": flaw.detail} for flaw in problem.flaws]
+    headers = {"WWW-Authenticate": "Bearer"} if problem.status == web.HTTPUnauthorized.status_code else None
+    return web.Response(
+        status=problem.status,
+        body=json.dumps(body, ensure_ascii=False).encode("utf-8", errors="backslashreplace"),
+        content_type=CONTENT_TYPE,
+        headers=headers,
+    )
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into an answer; what nobody foresaw is logged whole and shown without its insides."""
+    request_id: str = request["request_id"]
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem_answer(problem, request_id)
+    except web.HTTPException as error:
+        return problem_answer(_from_aiohttp(error), request_id)
+    except TimeoutError:
+        return problem_answer(TooSlow("send the whole body without pauses"), request_id)
+    except Exception:
+        log.exception("http.failed", path=request.path, method=request.method)
+        return problem_answer(
+            Problem("An error of ours: it is in the log under this request id. Nothing was stored."), request_id
+        )
+
+
+def _from_aiohttp(error: web.HTTPException) -> Problem:
+    if isinstance(error, web.HTTPNotFound):
+        return NotFound("there is nothing at this address: see the README for the calls")
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return MethodNotAllowed(f"this address takes {', '.join(sorted(error.allowed_methods))}")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return TooLarge("send less at once: [server] max_body_bytes is the limit")
+    if isinstance(error, web.HTTPForbidden):
+        return Forbidden(error.text or "not allowed")
+    return Malformed(error.reason)
+
+
+def flaws_of(error: ValidationError, model: type[BaseModel]) -> Problem:
+    """What is wrong with a body: 400 where it is no JSON, else 422 with each flaw and where it is."""
+    found: list[Flaw] = []
+    for one in error.errors(include_url=False):
+        pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in one["loc"])
+        if one["type"] == "json_invalid":
+            return Malformed(f"the body is not JSON: {one['msg'].removeprefix('Invalid JSON: ')}")
+        if one["type"] == "extra_forbidden":
+            name = str(one["loc"][-1])
+            known = model.model_fields if len(one["loc"]) == 1 else ()
+            found.append(Flaw(pointer, f"{name!r} is not known here{did_you_mean(name, _names(known))}"))
+        else:
+            found.append(Flaw(pointer, f"{pointer or 'the body'}: {one['msg']}"))
+    return Invalid.because(found)
+
+
+def _names(known: Iterable[str]) -> list[str]:
+    return list(known)
