@@ -61,11 +61,17 @@ class SyncLoop:
         self._health = BaseHealth()
         self._in_flight: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
         self._stopping = False
 
     def wake(self) -> None:
         """There is (or may be) something to do: look at once."""
+        self._idle.clear()
         self._wake.set()
+
+    async def until_idle(self) -> None:
+        """Return when nothing waits and nothing is in flight."""
+        await self._idle.wait()
 
     @property
     def trouble(self) -> str | None:
@@ -95,6 +101,8 @@ class SyncLoop:
         while not self._stopping:
             self._wake.clear()
             delay = await self.run_once()
+            if delay is None and not self._in_flight and not self._wake.is_set():
+                self._idle.set()
             if delay != 0.0:
                 await wait_until_set(self._wake, self._clock, delay)
         await self._land()
@@ -133,12 +141,6 @@ class SyncLoop:
         self._in_flight.add(task)
         task.add_done_callback(self._landed)
         return 0.0
-
-    async def settled(self) -> None:
-        """Return when nothing is in flight."""
-        while self._in_flight:
-            await asyncio.wait(self._in_flight)
-            self._raise_failures()
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is None:

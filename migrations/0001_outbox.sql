@@ -197,7 +197,7 @@ CREATE TABLE batches (
     cause TEXT,                                      -- why it failed, or what it waits for
     token TEXT UNIQUE,                               -- names it in its webhooks' URL; NULL: started by others
     actor_id TEXT,
-    input TEXT CHECK (json_valid(input)),
+    input TEXT CHECK (input IS NULL OR json_valid(input)),
     profiles INTEGER CHECK (profiles >= 0),          -- profiles in its input
     apify_run_id TEXT UNIQUE,
     apify_status TEXT,                               -- Apify's own word, as last seen
@@ -237,7 +237,7 @@ CREATE TABLE webhook_events (
     batch_id INTEGER REFERENCES batches (id),
     batch_token TEXT,                                -- the batch that its URL named
     apify_run_id TEXT,
-    report TEXT CHECK (json_valid(report)),          -- what it said of the Apify run, decoded
+    report TEXT CHECK (report IS NULL OR json_valid(report)),          -- what it said of the Apify run, decoded
     error_id INTEGER REFERENCES errors (id),
     deliveries INTEGER NOT NULL DEFAULT 1 CHECK (deliveries > 0),  -- how often this dispatch came
     received_at TEXT NOT NULL CHECK (received_at GLOB '????-??-??T??:??:??.???Z'),

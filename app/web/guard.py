@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import structlog
+from aiohttp import web
 
 from app.errors import Forbidden, TooSlow, Unauthorized, UnsupportedMediaType
 from app.logs import get_logger
@@ -16,13 +17,13 @@ from app.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aiohttp import web
     from aiohttp.typedefs import Handler, Middleware
 
 log = get_logger(__name__)
 
 #: A request's body has to arrive within this; Apify and our own callers send it at once.
 BODY_SECONDS: Final = 30.0
+REQUEST_ID: Final = web.RequestKey("request_id", str)
 REQUEST_ID_HEADER: Final = "X-Request-ID"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
@@ -30,13 +31,11 @@ _LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 
 def request_ids(new_id: Callable[[], str]) -> Middleware:
     """Name each request (the caller's `X-Request-ID` where it is one), say so in the answer, and log how it went."""
-    from aiohttp import web  # noqa: PLC0415
-
     @web.middleware
     async def named(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get(REQUEST_ID_HEADER, "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_id()
-        request["request_id"] = request_id
+        request[REQUEST_ID] = request_id
         started = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             answer = await handler(request)

@@ -20,6 +20,7 @@ from app.errors import (
     did_you_mean,
 )
 from app.logs import get_logger
+from app.web.guard import REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,7 +57,7 @@ def problem_answer(problem: Problem, request_id: str) -> web.Response:
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn what a handler raises into an answer; what nobody foresaw is logged whole and shown without its insides."""
-    request_id: str = request["request_id"]
+    request_id = request[REQUEST_ID]
     try:
         return await handler(request)
     except Problem as problem:

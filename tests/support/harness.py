@@ -1,0 +1,158 @@
+"""The whole service against the sandbox over real sockets, with short waits: what most tests start from."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from app.config import AirtableSettings, ApifySettings, Secrets, ServerSettings, Settings, StoreSettings, SyncSettings
+from app.sandbox.airtable import AirtableSandbox
+from app.sandbox.airtable_schema import Ids, schema_from_columns
+from app.sandbox.apify_account import HARVESTER
+from app.sandbox.wire import WireServer
+from app.service import Service, Sources, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from app.model import Json
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+AIRTABLE_KEY = "patSandboxOnly"
+INTERNAL_TOKEN = "internal-token-of-the-tests"
+WEBHOOK_SECRET = "webhook-secret-of-the-tests"
+
+
+def sample(name: str) -> bytes:
+    return (SAMPLES / name).read_bytes()
+
+
+def table_columns() -> dict[str, Json]:
+    columns: dict[str, Json] = json.loads(sample("client-run-results-columns.json"))["columns"]
+    return columns
+
+
+@dataclass(frozen=True)
+class Answered:
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    def json(self) -> dict[str, Json]:
+        answer: dict[str, Json] = json.loads(self.text)
+        return answer
+
+
+@dataclass
+class Harness:
+    """Start and stop the service as often as a test likes: the store's file and the sandbox stay."""
+
+    folder: Path
+    airtable: AirtableSandbox
+    airtable_server: WireServer
+    settings: Settings
+    secrets: Secrets
+    sources: Sources = field(default_factory=Sources)
+    service: Service | None = None
+    http: aiohttp.ClientSession | None = None
+
+    @property
+    def store_path(self) -> Path:
+        return Path(self.settings.store.path)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Service]:
+        async with running(self.settings, self.secrets, self.sources) as service, aiohttp.ClientSession() as http:
+            self.service, self.http = service, http
+            try:
+                yield service
+            finally:
+                self.service = self.http = None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Json | bytes = None,
+        *,
+        token: str | None = INTERNAL_TOKEN,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answered:
+        assert self.http is not None
+        assert self.service is not None
+        sent = dict(headers or {})
+        if token is not None:
+            sent.setdefault("Authorization", f"Bearer {token}")
+        data: bytes | None = None
+        if body is not None:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        async with self.http.request(method, self.service.url + path, data=data, headers=sent) as answer:
+            return Answered(answer.status, dict(answer.headers), await answer.text())
+
+    async def kick_off(self, client_id: str = "Guy-Wilson", job_id: str = "251007-070457", **more: Json) -> str:
+        answer = await self.call("POST", "/runs", {"client_id": client_id, "job_id": job_id, **more})
+        assert answer.status == 201, answer.text
+        return f"{job_id}-{client_id}"
+
+    async def webhook(self, body: bytes, *, query: str = "", dispatch_id: str | None = None) -> Answered:
+        headers = {"X-Apify-Webhook-Dispatch-Id": dispatch_id} if dispatch_id else {}
+        return await self.call("POST", f"/webhooks/apify{query}", body, token=WEBHOOK_SECRET, headers=headers)
+
+    async def synced(self) -> None:
+        """Wait until nothing waits any more."""
+        assert self.service is not None
+        async with asyncio.timeout(30):
+            await self.service.sync.until_idle()
+
+    def records(self) -> dict[str, dict[str, Json]]:
+        """The table in Airtable by run id; a run with two records is a failure here and now."""
+        found: dict[str, dict[str, Json]] = {}
+        for record in self.airtable.records():
+            run_id = str(record.fields["Run ID"])
+            assert run_id not in found, f"two records for {run_id}"
+            found[run_id] = dict(record.fields)
+        return found
+
+
+def make_settings(folder: Path, airtable_url: str, base_id: str, **sections: Mapping[str, Json]) -> Settings:
+    """Settings for a test: loopback, any port, short waits; `sections` override keys of theirs."""
+    defaults: dict[str, dict[str, Json]] = {
+        "server": {"host": "127.0.0.1", "port": 0},
+        "store": {"path": str(folder / "runs.db")},
+        "airtable": {"endpoint_url": airtable_url, "base_id": base_id, "timeout_seconds": 1.0},
+        "apify": {"actor_id": HARVESTER.id},
+        "sync": {"backoff_base_seconds": 0.05, "backoff_max_seconds": 0.2, "shutdown_seconds": 5.0},
+    }
+    merged = {name: {**values, **sections.get(name, {})} for name, values in defaults.items()}
+    return Settings(
+        server=ServerSettings.model_validate(merged["server"]),
+        store=StoreSettings.model_validate(merged["store"]),
+        airtable=AirtableSettings.model_validate(merged["airtable"]),
+        apify=ApifySettings.model_validate(merged["apify"]),
+        sync=SyncSettings.model_validate(merged["sync"]),
+    )
+
+
+def make_secrets() -> Secrets:
+    return Secrets(AIRTABLE_KEY, "apify-token-of-the-tests", (WEBHOOK_SECRET,), (INTERNAL_TOKEN,))
+
+
+def make_airtable(seed: int = 1) -> AirtableSandbox:
+    ids = Ids(random.Random(seed))
+    return AirtableSandbox(schema_from_columns("Client Run Results", table_columns(), ids), token=AIRTABLE_KEY, ids=ids)
+
+
+@contextlib.asynccontextmanager
+async def harness(folder: Path, **sections: Mapping[str, Json]) -> AsyncIterator[Harness]:
+    airtable = make_airtable()
+    async with WireServer(airtable) as server:
+        settings = make_settings(folder, server.url, airtable.schema.base_id, **sections)
+        yield Harness(folder, airtable, server, settings, make_secrets())
