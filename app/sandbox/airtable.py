@@ -1,8 +1,7 @@
 """The Airtable emulator: one base with one table, answering as Airtable's Web API does.
 
-It routes requests, checks tokens and limits, and offers what a person does by hand in Airtable's own pages. Facts that
-it rests on: Airtable's API reference, and the experiences of those who use it, gathered beside this project. It must
-not know the service that is tested against it.
+It routes requests, checks tokens and limits, and offers what a person does by hand in Airtable's own pages. It rests on
+Airtable's API reference and on what its users report in public. It must not know the service that is tested against it.
 """
 
 from __future__ import annotations

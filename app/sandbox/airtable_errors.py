@@ -91,8 +91,7 @@ _BARE = frozenset({"NOT_FOUND", "BAD_REQUEST"})
 _LISTED = frozenset({"PUBLIC_API_BILLING_LIMIT_EXCEEDED"})
 
 
-# --- what is refused, and in which words
-# ------------------------------------------------------------------------------
+# --- what is refused, and in which words ---
 
 
 def unauthenticated() -> Refusal:

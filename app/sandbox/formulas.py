@@ -103,8 +103,7 @@ def parse(text: str) -> Formula:
     return Formula(root, frozenset(parser.fields))
 
 
-# --- text to tokens
-# ---------------------------------------------------------------------------------------------------
+# --- text to tokens ---
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -144,8 +143,7 @@ def _tokens(text: str) -> list[_Token]:
     return tokens
 
 
-# --- tokens to a tree
-# -------------------------------------------------------------------------------------------------
+# --- tokens to a tree ---
 
 #: Binary operators from the loosest to the tightest.
 _LEVELS = (frozenset({"=", "!=", "<", "<=", ">", ">="}), frozenset("&"), frozenset("+-"), frozenset("*/"))
@@ -233,8 +231,7 @@ def _equality(node: Node) -> tuple[str, str] | None:
     return None
 
 
-# --- the tree over a row
-# ----------------------------------------------------------------------------------------------
+# --- the tree over a row ---
 
 _OF_THE_ROW: dict[str, Callable[[Row], Value]] = {
     "RECORD_ID": lambda row: row.record_id,
