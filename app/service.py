@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import random
 import secrets as randomness
+import socket
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
 from app.airtable import Airtable, AirtableAccess
+from app.apify_client import Apify, ApifyAccess
 from app.clock import Clock, SystemClock
-from app.config import check_destination, check_exposure
+from app.config import check_destination, check_exposure, is_loopback_url
 from app.errors import ConfigError
+from app.harvest import HarvestLoop
 from app.intake import Intake
 from app.logs import get_logger
 from app.store.sqlite.store import open_store
@@ -53,18 +56,39 @@ class Sources:
     random: random.Random = field(default_factory=random.SystemRandom)
 
 
-class Service:
-    """A running service: where it listens, its store and its loops."""
+class Loop(Protocol):
+    async def run(self) -> None: ...
 
-    def __init__(self, url: str, store: Store, sync: SyncLoop, loops: list[asyncio.Task[None]]) -> None:
+    def stop(self) -> None: ...
+
+
+class Service:
+    """A running service: where it listens, its store and its loops. `harvest` is missing without an Apify token."""
+
+    def __init__(self, url: str, store: Store, sync: SyncLoop) -> None:
         self.url = url
         self.store = store
         self.sync = sync
-        self._loops = loops
+        self.harvest: HarvestLoop | None = None
+        self.stopping = False
+        self.loops: list[asyncio.Task[None]] = []
+
+    def wake(self) -> None:
+        """Something was accepted: the loops look at once."""
+        self.sync.wake()
+        if self.harvest is not None:
+            self.harvest.wake()
+
+    def stop(self) -> None:
+        """Begin nothing new. Everything that is under way has the same time from now to come to its end."""
+        self.stopping = True
+        self.sync.stop()
+        if self.harvest is not None:
+            self.harvest.stop()
 
     async def until_a_loop_ends(self) -> None:
         """Return or raise when one of the loops does: none of them should before the service stops."""
-        done, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(self.loops, return_when=asyncio.FIRST_COMPLETED)
         for loop in done:
             loop.result()
 
@@ -81,61 +105,124 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
     check_destination(settings, secrets)
     sources = sources or Sources()
     async with contextlib.AsyncExitStack() as stack:
-        registry = settings.registry()
         store = await stack.enter_async_context(
             open_store(
                 Path(settings.store.path),
                 at=sources.clock.now(),
                 linger_seconds=settings.airtable.linger_seconds,
-                run_fields=list(registry),
-                harvest=settings.harvest_rules(),
+                run_fields=list(settings.fields),
+                rules=settings.harvest_rules(),
             )
         )
-        access = AirtableAccess(
-            api_key=secrets.airtable_api_key,
-            endpoint_url=settings.airtable.endpoint_url,
-            base_id=settings.airtable.base_id,
-            table=settings.airtable.table,
-            timeout_seconds=settings.airtable.timeout_seconds,
-        )
-        airtable = Airtable(access, registry)
+        airtable = Airtable(_airtable_access(settings, secrets), settings.registry())
         stack.callback(airtable.close)
-        rules = SyncRules(
-            requests_per_second=settings.airtable.requests_per_second,
-            retry=settings.retry_rules(),
-            pauses=settings.pause_rules(),
-            shutdown_seconds=settings.sync.shutdown_seconds,
-        )
-        sync = SyncLoop(store, airtable, sources.clock, sources.random, rules)
+        sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings))
+        listener = stack.enter_context(_bind(settings))
+        service = Service(_url_of(listener), store, sync)
         await sync.recover()
-        loop = asyncio.create_task(sync.run(), name="sync-loop")
-        stack.push_async_callback(_stop_loop, sync, loop)
-        intake = Intake(
-            store,
-            registry,
-            sources.clock,
-            new_token=sources.new_token,
-            actor_id=settings.apify.actor_id,
-            on_work=sync.wake,
-        )
-        url = await stack.enter_async_context(_listening(settings, secrets, sources, store, sync, intake))
-        log.info("service.started", url=url, store=settings.store.path, base=settings.airtable.base_id)
-        yield Service(url, store, sync, [loop])
-        log.info("service.stopping")
+        await stack.enter_async_context(_looping(sync, service))
+        if secrets.apify_token:
+            apify = Apify(_apify_access(settings, secrets, service.url))
+            stack.push_async_callback(apify.close)
+            service.harvest = _harvest_loop(settings, sources, service, apify)
+            await service.harvest.recover()
+            await stack.enter_async_context(_looping(service.harvest, service))
+        else:
+            log.warning("harvest.off", reason="APIFY_TOKEN is not set: batches wait until it is")
+        await stack.enter_async_context(_serving(settings, secrets, sources, service, listener))
+        log.info("service.started", url=service.url, store=settings.store.path, base=settings.airtable.base_id)
+        try:
+            yield service
+        finally:
+            log.info("service.stopping")
+            service.stop()
     log.info("service.stopped")
 
 
-async def _stop_loop(sync: SyncLoop, loop: asyncio.Task[None]) -> None:
-    sync.stop()
-    await asyncio.wait([loop])
+@contextlib.asynccontextmanager
+async def _looping(loop: Loop, service: Service) -> AsyncIterator[None]:
+    task = asyncio.create_task(loop.run(), name=type(loop).__name__)
+    service.loops.append(task)
+    try:
+        yield
+    finally:
+        loop.stop()
+        await asyncio.wait([task])
+
+
+def _airtable_access(settings: Settings, secrets: Secrets) -> AirtableAccess:
+    return AirtableAccess(
+        api_key=secrets.airtable_api_key,
+        endpoint_url=settings.airtable.endpoint_url,
+        base_id=settings.airtable.base_id,
+        table=settings.airtable.table,
+        timeout_seconds=settings.airtable.timeout_seconds,
+    )
+
+
+def _apify_access(settings: Settings, secrets: Secrets, own_url: str) -> ApifyAccess:
+    """Apify reaches us at `public_url`; a sandbox on this machine, where we listen."""
+    public_url = settings.server.public_url or (own_url if is_loopback_url(settings.apify.api_url) else "")
+    if not public_url:
+        log.warning("harvest.no_webhooks", reason="[server] public_url is not set: ends of runs are found by polling")
+    return ApifyAccess(
+        token=secrets.apify_token,
+        api_url=settings.apify.api_url,
+        public_url=public_url,
+        webhook_secret=secrets.webhook_secrets[0] if secrets.webhook_secrets else "",
+    )
+
+
+def _sync_rules(settings: Settings) -> SyncRules:
+    return SyncRules(
+        requests_per_second=settings.airtable.requests_per_second,
+        retry=settings.retry_rules(),
+        pauses=settings.pause_rules(),
+        shutdown_seconds=settings.sync.shutdown_seconds,
+    )
+
+
+def _harvest_loop(settings: Settings, sources: Sources, service: Service, apify: Apify) -> HarvestLoop:
+    return HarvestLoop(
+        service.store,
+        apify,
+        sources.clock,
+        shutdown_seconds=settings.sync.shutdown_seconds,
+        on_work=service.wake,
+    )
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """The listening socket, before anything else is started.
+
+    Raises:
+        ConfigError: the address is not ours or taken.
+    """
+    host, port = settings.server.host, settings.server.port
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}): is another process there? Choose another "
+            "[server] port"
+        ) from error
 
 
 @contextlib.asynccontextmanager
-async def _listening(
-    settings: Settings, secrets: Secrets, sources: Sources, store: Store, sync: SyncLoop, intake: Intake
-) -> AsyncIterator[str]:
+async def _serving(
+    settings: Settings, secrets: Secrets, sources: Sources, service: Service, listener: socket.socket
+) -> AsyncIterator[None]:
     """The HTTP side; on the way out it takes no more connections and lets requests that began come to their end."""
-    stopping = asyncio.Event()
+    store = service.store
+    intake = Intake(
+        store,
+        settings.registry(),
+        sources.clock,
+        new_token=sources.new_token,
+        actor_id=settings.apify.actor_id,
+        on_work=service.wake,
+    )
     calls = Calls(
         intake,
         store,
@@ -143,29 +230,21 @@ async def _listening(
         sources.clock,
         internal=Bearer(secrets.internal_tokens, "INTERNAL_API_TOKEN"),
         webhook=Bearer(secrets.webhook_secrets, "APIFY_WEBHOOK_SECRET"),
-        on_work=sync.wake,
+        on_work=service.wake,
     )
-    health = Health(store.check, lambda: sync.trouble, stopping.is_set)
+    health = Health(store.check, lambda: service.sync.trouble, lambda: service.stopping)
     application = make_application(calls, health, new_id=sources.new_id, max_body_bytes=settings.server.max_body_bytes)
     runner = web.AppRunner(
         application, access_log=None, shutdown_timeout=settings.sync.shutdown_seconds, handle_signals=False
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.server.host, settings.server.port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {settings.server.host}:{settings.server.port} ({error.strerror or error}): is "
-                "another process there? Choose another [server] port"
-            ) from error
-        yield _url_of(runner)
+        await web.SockSite(runner, listener).start()
+        yield
     finally:
-        stopping.set()
         await runner.cleanup()
 
 
-def _url_of(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

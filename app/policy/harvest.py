@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from app.clock import iso
+from app.clock import iso, parse_iso
 from app.fields import Change
 from app.model import BatchState, RunStatus
 
@@ -100,6 +100,180 @@ class HarvestRules:
     settle_seconds: float
 
 
+# What can happen to a batch -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Apify answered the start."""
+
+    run: ActorRun
+
+
+@dataclass(frozen=True, slots=True)
+class StartLost:
+    """The start was sent and its answer lost: the run may exist."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartPostponed:
+    """The start did not happen for a reason that passes (a full plan, no connection): it costs no attempt."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartRefused:
+    """Apify will not run this, however often it is asked."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A look at Apify's runs found the one that a lost start had made."""
+
+    run: ActorRun
+
+
+@dataclass(frozen=True, slots=True)
+class NoneFound:
+    """A complete list of the actor's runs since the attempt holds none that could be this batch's."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookFailed:
+    """Apify could not be asked: nothing is known that was not known before."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """Apify no longer has the run (deleted by its retention, or by hand)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The figures after the end; `cost_usd` stays `None` as long as Apify has not settled it."""
+
+    items: int | None
+    cost_usd: float | None
+    duration_seconds: float | None
+    status_message: str | None
+
+
+BatchEvent: TypeAlias = (
+    Report | Started | StartLost | StartPostponed | StartRefused | Found | NoneFound | LookFailed | Vanished | Measured
+)
+
+
+def after(batch: Batch, event: BatchEvent, *, at: datetime, rules: HarvestRules) -> Batch:
+    """`batch` after `event`; the same batch if the event is old news or comes too late."""
+    match event:
+        case Report():
+            return reported(batch, event, at=at, rules=rules)
+        case Started(run) | Found(run):
+            return reported(batch, Report(run, iso(at), "ACTOR.RUN.CREATED"), at=at, rules=rules)
+        case Measured():
+            return _measured(batch, event, at, rules)
+        case Vanished():
+            return _vanished(batch, at)
+        case LookFailed(cause):
+            return replace(
+                batch, polls=batch.polls + 1, cause=cause, due_at=iso(at + poll_interval(batch.polls, rules))
+            )
+        case StartLost() | StartPostponed() | StartRefused() | NoneFound():
+            return _not_started(batch, event, at, rules) if batch.state in _BEFORE_START else batch
+
+
+def _not_started(
+    batch: Batch, event: StartLost | StartPostponed | StartRefused | NoneFound, at: datetime, rules: HarvestRules
+) -> Batch:
+    match event:
+        case StartLost(cause):
+            return replace(batch, state=BatchState.UNKNOWN, cause=cause, due_at=iso(at + first_look(rules)))
+        case StartPostponed(cause):
+            wait = poll_interval(batch.polls, rules)
+            return replace(
+                batch,
+                state=BatchState.QUEUED,
+                cause=cause,
+                attempts=max(0, batch.attempts - 1),
+                polls=batch.polls + 1,
+                due_at=iso(at + wait),
+            )
+        case StartRefused(cause):
+            return replace(
+                batch,
+                state=BatchState.FAILED,
+                outcome=BatchState.FAILED,
+                cause=cause,
+                finished_at=iso(at),
+                due_at=None,
+            )
+        case NoneFound():
+            certain_at = _certain_at(batch, rules)
+            if at < certain_at:
+                return replace(batch, due_at=iso(certain_at))
+            return replace(batch, state=BatchState.QUEUED, cause=None, polls=0, due_at=iso(at))
+
+
+#: A lost start is looked for this soon; most are found then, and the rest when it is certain that there is none.
+_FIRST_LOOK_SECONDS: Final = 5.0
+
+
+def first_look(rules: HarvestRules) -> timedelta:
+    return timedelta(seconds=min(_FIRST_LOOK_SECONDS, rules.look_after_seconds))
+
+
+def _certain_at(batch: Batch, rules: HarvestRules) -> datetime:
+    """When a list that shows no run proves that there is none: a run may appear in it late."""
+    assert batch.attempted_at is not None, "only a batch that was tried is looked for"
+    return parse_iso(batch.attempted_at) + timedelta(seconds=rules.look_after_seconds)
+
+
+#: Times that the figures are asked for before a cost that Apify never settles is left open.
+MOST_MEASURES: Final = 5
+
+
+def _measured(batch: Batch, event: Measured, at: datetime, rules: HarvestRules) -> Batch:
+    if batch.outcome is None or batch.state is BatchState.MEASURED:
+        return batch
+    if event.cost_usd is None and batch.polls + 1 < MOST_MEASURES:
+        again = iso(at + timedelta(seconds=max(rules.settle_seconds, 1.0)))
+        return replace(batch, polls=batch.polls + 1, due_at=again)
+    return replace(
+        batch,
+        state=BatchState.MEASURED,
+        measured_at=iso(at),
+        items=event.items,
+        cost_usd=event.cost_usd,
+        duration_seconds=event.duration_seconds,
+        status_message=event.status_message or batch.status_message,
+        due_at=None,
+        polls=0,
+    )
+
+
+def _vanished(batch: Batch, at: datetime) -> Batch:
+    """What is gone cannot be measured: the batch ends with what is known of it."""
+    if batch.state is BatchState.MEASURED or batch.apify_run_id is None:
+        return batch
+    gone = f"Apify no longer has run {batch.apify_run_id}: its figures are unknown"
+    return replace(
+        batch,
+        state=BatchState.MEASURED,
+        outcome=batch.outcome or BatchState.FAILED,
+        cause=gone if batch.cause is None else f"{batch.cause}; {gone}",
+        finished_at=batch.finished_at or iso(at),
+        measured_at=iso(at),
+        due_at=None,
+    )
+
+
 def reported(batch: Batch, report: Report, *, at: datetime, rules: HarvestRules) -> Batch:
     """`batch` after `report`; the same batch if the report is old news."""
     outcome = ENDED.get(report.run.status)
@@ -130,6 +304,7 @@ def _still_running(batch: Batch, report: Report, at: datetime, rules: HarvestRul
         dataset_id=run.dataset_id or batch.dataset_id,
         started_at=batch.started_at or run.started_at or iso(at),
         due_at=iso(at + poll_interval(batch.polls, rules)),
+        polls=batch.polls + 1 if report.is_fresh else 0,
         cause=None,
     )
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from app.model import Created, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.model import BatchState, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.delivery import Claim, Settlement
-    from app.policy.harvest import Report
+    from app.policy.harvest import Batch, BatchEvent, Report
     from app.store.views import (
         ErrorFilter,
         ErrorView,
@@ -44,6 +44,15 @@ class WebhookEvent:
     report: Report | None = None
     run_id: str | None = None
     batch_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStep:
+    """A batch whose next step is due, the state it was due in, and its input as JSON text."""
+
+    batch: Batch
+    due_in: BatchState
+    run_input: str
 
 
 class Intake(Protocol):
@@ -92,6 +101,22 @@ class Outbox(Protocol):
     async def last_rate_limited(self, since: datetime) -> datetime | None: ...
 
 
+class Harvest(Protocol):
+    """Following the batches."""
+
+    async def claim_batch(self, at: datetime) -> BatchStep | None:
+        """The batch that is due longest; a queued one is marked as starting before this returns."""
+        ...
+
+    async def next_batch_due(self) -> datetime | None: ...
+
+    async def taken_apify_runs(self, batch_id: int, since: datetime) -> frozenset[str]: ...
+
+    async def apply_event(self, batch_id: int, event: BatchEvent, at: datetime) -> Batch: ...
+
+    async def recover_batches(self, at: datetime) -> int: ...
+
+
 class Replay(Protocol):
     """What a person decides."""
 
@@ -128,7 +153,7 @@ class Reading(Protocol):
         ...
 
 
-class Store(Intake, Outbox, Replay, Reading, Protocol):
+class Store(Intake, Outbox, Harvest, Replay, Reading, Protocol):
     async def check(self) -> None:
         """Raises `StoreUnavailable` when a commit would fail now."""
         ...

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from app.clock import parse_iso
 from app.errors import StoreError
-from app.store.sqlite import batches, delivery, intake, reading, replay
+from app.store.sqlite import delivery, harvest, intake, reading, replay, webhooks
 from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
 from app.store.sqlite.intake import When
 from app.store.sqlite.migrate import migrate, migrations_directory, missing_migrations, read_migrations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from app.model import Created, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.delivery import Claim, Settlement
-    from app.policy.harvest import HarvestRules
-    from app.store.protocol import WebhookEvent
+    from app.policy.harvest import Batch, BatchEvent, HarvestRules
+    from app.store.protocol import BatchStep, WebhookEvent
     from app.store.views import (
         ErrorFilter,
         ErrorView,
@@ -84,13 +84,13 @@ class SqliteStore(SqliteReading):
         *,
         linger_seconds: float,
         run_fields: Sequence[str],
-        harvest: HarvestRules,
+        rules: HarvestRules,
     ) -> None:
         super().__init__(reader)
         self._writer = writer
         self._linger_seconds = linger_seconds
         self._run_fields = run_fields
-        self._harvest = harvest
+        self._rules = rules
 
     # Intake
 
@@ -101,8 +101,8 @@ class SqliteStore(SqliteReading):
         when = self._when(at)
         created = intake.accept_create(connection, kickoff, now=at, when=when)
         if created.created:
-            batches.release_held(
-                connection, None, created.run_id, now=at, when=when, rules=self._harvest, known=self._run_fields
+            webhooks.release_held(
+                connection, None, created.run_id, now=at, when=when, rules=self._rules, known=self._run_fields
             )
         return created
 
@@ -113,8 +113,8 @@ class SqliteStore(SqliteReading):
     async def accept_webhook(self, event: WebhookEvent, at: datetime) -> WebhookTaken:
         when = self._when(at)
         return await self._writer.run(
-            lambda connection: batches.accept_webhook(
-                connection, event, now=at, when=when, rules=self._harvest, known=self._run_fields
+            lambda connection: webhooks.accept_webhook(
+                connection, event, now=at, when=when, rules=self._rules, known=self._run_fields
             )
         )
 
@@ -139,6 +139,29 @@ class SqliteStore(SqliteReading):
     async def last_rate_limited(self, since: datetime) -> datetime | None:
         last = await self._reader.run(lambda connection: delivery.last_rate_limited(connection, since))
         return None if last is None else parse_iso(last)
+
+    # Harvest
+
+    async def claim_batch(self, at: datetime) -> BatchStep | None:
+        return await self._writer.run(lambda connection: harvest.claim_batch(connection, at, self._rules))
+
+    async def next_batch_due(self) -> datetime | None:
+        due = await self._reader.run(lambda connection: harvest.next_batch_due(connection, self._rules))
+        return None if due is None else parse_iso(due)
+
+    async def taken_apify_runs(self, batch_id: int, since: datetime) -> frozenset[str]:
+        return await self._reader.run(lambda connection: harvest.taken_apify_runs(connection, batch_id, since))
+
+    async def apply_event(self, batch_id: int, event: BatchEvent, at: datetime) -> Batch:
+        when = self._when(at)
+        return await self._writer.run(
+            lambda connection: harvest.apply_event(
+                connection, batch_id, event, now=at, when=when, rules=self._rules, known=self._run_fields
+            )
+        )
+
+    async def recover_batches(self, at: datetime) -> int:
+        return await self._writer.run(lambda connection: harvest.recover_batches(connection, at, self._rules))
 
     # Replay
 
@@ -212,7 +235,7 @@ def _as_store_error(path: Path) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def open_store(
-    path: Path, *, at: datetime, linger_seconds: float, run_fields: Sequence[str], harvest: HarvestRules
+    path: Path, *, at: datetime, linger_seconds: float, run_fields: Sequence[str], rules: HarvestRules
 ) -> AsyncIterator[SqliteStore]:
     """The store at `path`, locked for this process and brought to this version's schema.
 
@@ -228,7 +251,7 @@ async def open_store(
         except BaseException:
             await writer.close()
             raise
-        store = SqliteStore(writer, reader, linger_seconds=linger_seconds, run_fields=run_fields, harvest=harvest)
+        store = SqliteStore(writer, reader, linger_seconds=linger_seconds, run_fields=run_fields, rules=rules)
         try:
             yield store
         finally:

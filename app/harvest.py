@@ -1,0 +1,159 @@
+"""The batch loop: start, look for, follow and measure actor runs, each step when it is due.
+
+It decides nothing: what a step's answer means for the batch is `policy.harvest`, and the store applies it to the
+batch as it is by then, because a webhook may have been faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from app.clock import Clock, parse_iso, wait_until_set
+from app.errors import StoreUnavailable
+from app.logs import get_logger
+from app.model import BatchState
+from app.policy.harvest import LookFailed, StartLost, StartPostponed, StartRefused, Vanished
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.apify_client import Source
+    from app.policy.harvest import Batch, BatchEvent
+    from app.store.protocol import BatchStep, Harvest
+
+log = get_logger(__name__)
+
+#: Steps under way at once; starts are limited further by `max_concurrent_runs`.
+MOST_STEPS: Final = 8
+_APPLY_AGAIN_SECONDS: Final = 1.0
+_LONGEST_LOOK_BACK: Final = timedelta(days=1)
+
+
+class HarvestLoop:
+    def __init__(
+        self,
+        store: Harvest,
+        source: Source,
+        clock: Clock,
+        *,
+        shutdown_seconds: float,
+        on_work: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._clock = clock
+        self._shutdown_seconds = shutdown_seconds
+        self._on_work = on_work
+        self._steps: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    def wake(self) -> None:
+        """There is (or may be) a batch to step: look at once."""
+        self._wake.set()
+
+    async def recover(self) -> None:
+        recovered = await self._store.recover_batches(self._clock.now())
+        if recovered:
+            log.warning("harvest.recovered", batches=recovered)
+
+    async def run(self) -> None:
+        """Step batches until `stop`, then let the steps under way end. Raises what no rule foresees."""
+        while not self._stopping:
+            self._wake.clear()
+            delay = await self.run_once()
+            if delay != 0.0:
+                await wait_until_set(self._wake, self._clock, delay)
+        await self._land()
+
+    def stop(self) -> None:
+        """Begin no more steps; `run` returns once those under way have ended, or their limit has passed."""
+        self._stopping = True
+        self.wake()
+
+    async def run_once(self) -> float | None:
+        """Begin at most one step; seconds until there may be more to do, `None` when only a wake can tell."""
+        self._raise_failures()
+        if len(self._steps) >= MOST_STEPS:
+            return None
+        now = self._clock.now()
+        step = await self._store.claim_batch(now)
+        if step is None:
+            due = await self._store.next_batch_due()
+            return None if due is None else max(0.001, (due - now).total_seconds())
+        task = asyncio.create_task(self._take(step), name=f"batch-{step.batch.id}")
+        self._steps.add(task)
+        task.add_done_callback(self._ended)
+        return 0.0
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            self._steps.discard(task)
+        self.wake()
+
+    def _raise_failures(self) -> None:
+        for task in self._steps:
+            if task.done() and not task.cancelled():
+                task.result()
+
+    async def _land(self) -> None:
+        if not self._steps:
+            return
+        _, late = await asyncio.wait(self._steps, timeout=self._shutdown_seconds)
+        if late:
+            log.warning("harvest.left_under_way", steps=len(late))
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        self._raise_failures()
+
+    async def _take(self, step: BatchStep) -> None:
+        event = await self._ask(step)
+        if event is None:
+            return
+        batch = step.batch
+        moved = await self._apply(batch.id, event)
+        told = log.warning if isinstance(event, _TROUBLE) else log.info
+        told(
+            "harvest.stepped",
+            run_id=batch.run_id,
+            batch=batch.number,
+            step=type(event).__name__,
+            state=moved.state,
+            apify_run_id=moved.apify_run_id,
+            cause=moved.cause,
+        )
+        self._on_work()
+
+    async def _apply(self, batch_id: int, event: BatchEvent) -> Batch:
+        """What Apify answered must not be forgotten: a full disk, say, is waited out."""
+        while True:
+            try:
+                return await self._store.apply_event(batch_id, event, self._clock.now())
+            except StoreUnavailable as error:
+                log.error("harvest.not_applied", batch_id=batch_id, reason=error.detail)  # noqa: TRY400
+                await self._clock.sleep(_APPLY_AGAIN_SECONDS)
+
+    async def _ask(self, step: BatchStep) -> BatchEvent | None:
+        """The step that is due in this state, done."""
+        batch = step.batch
+        match step.due_in:
+            case BatchState.QUEUED:
+                return await self._source.start(batch, step.run_input)
+            case BatchState.UNKNOWN:
+                assert batch.attempted_at is not None, "the schema says so"
+                attempted_at = parse_iso(batch.attempted_at)
+                taken = await self._store.taken_apify_runs(batch.id, attempted_at - _LONGEST_LOOK_BACK)
+                return await self._source.find(batch, step.run_input, attempted_at, taken)
+            case BatchState.RUNNING if batch.apify_run_id is not None:
+                return await self._source.follow(batch.apify_run_id, self._clock.now())
+            case BatchState.SUCCEEDED | BatchState.FAILED | BatchState.TIMED_OUT | BatchState.ABORTED:
+                assert batch.apify_run_id is not None, "a batch that never started is never due to be measured"
+                return await self._source.measure(batch.apify_run_id)
+            case _:
+                return None
+
+
+_TROUBLE: Final = (StartLost, StartPostponed, StartRefused, LookFailed, Vanished)

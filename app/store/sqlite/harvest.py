@@ -1,0 +1,108 @@
+"""Units of the harvest loop: claim the batch whose step is due, apply what the step brought, recover after a stop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from app.clock import iso
+from app.model import BatchState
+from app.policy.harvest import Batch, NoneFound, after, first_look, poll_interval
+from app.store.protocol import BatchStep
+from app.store.sqlite.batches import SELECT_BATCH, batch_of, move_batch
+from app.store.sqlite.webhooks import OTHER_HAS_RUN, release_held
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from app.policy.harvest import BatchEvent, HarvestRules
+    from app.store.sqlite.intake import When
+
+BATCH_BY_ID = f"{SELECT_BATCH} WHERE id = ?"
+# A queued batch is due only while the plan's places are not all taken.
+DUE = """
+due_at IS NOT NULL AND (state <> 'queued' OR :most > (
+    SELECT count(*) FROM batches AS b WHERE b.state IN ('starting', 'unknown', 'running')))
+"""
+SELECT_NEXT_DUE = f"SELECT min(due_at) FROM batches WHERE {DUE}"
+CLAIM_DUE = f"{SELECT_BATCH} WHERE {DUE} AND due_at <= :at ORDER BY due_at LIMIT 1"
+MARK_STARTING = """
+UPDATE batches SET state = 'starting', attempts = attempts + 1, attempted_at = ?, due_at = NULL WHERE id = ?
+"""
+MARK_CLAIMED = "UPDATE batches SET due_at = NULL WHERE id = ?"
+SELECT_INPUT = "SELECT input FROM batches WHERE id = ?"
+SELECT_TAKEN = "SELECT apify_run_id FROM batches WHERE apify_run_id IS NOT NULL AND id <> ? AND created_at >= ?"
+
+
+def next_batch_due(connection: sqlite3.Connection, rules: HarvestRules) -> str | None:
+    due: str | None = connection.execute(SELECT_NEXT_DUE, {"most": rules.max_concurrent_runs}).fetchone()[0]
+    return due
+
+
+def claim_batch(connection: sqlite3.Connection, at: datetime, rules: HarvestRules) -> BatchStep | None:
+    """The batch that is due longest, and no longer due: its next step is the caller's.
+
+    A start is marked before it is sent, so that a crash in between is known for what it is.
+    """
+    due = {"most": rules.max_concurrent_runs, "at": iso(at)}
+    row = connection.execute(CLAIM_DUE, due).fetchone()
+    if row is None:
+        return None
+    was = BatchState(row["state"])
+    if was is BatchState.QUEUED:
+        connection.execute(MARK_STARTING, (iso(at), row["id"]))
+    else:
+        connection.execute(MARK_CLAIMED, (row["id"],))
+    batch = batch_of(connection.execute(BATCH_BY_ID, (row["id"],)).fetchone())
+    run_input = connection.execute(SELECT_INPUT, (batch.id,)).fetchone()["input"]
+    return BatchStep(batch, was, run_input or "null")
+
+
+def taken_apify_runs(connection: sqlite3.Connection, batch_id: int, since: datetime) -> frozenset[str]:
+    """The Apify runs that other batches are, of those made since then."""
+    rows = connection.execute(SELECT_TAKEN, (batch_id, iso(since)))
+    return frozenset(row["apify_run_id"] for row in rows)
+
+
+def apply_event(
+    connection: sqlite3.Connection,
+    batch_id: int,
+    event: BatchEvent,
+    *,
+    now: datetime,
+    when: When,
+    rules: HarvestRules,
+    known: Sequence[str],
+) -> Batch:
+    """Move the batch on from where it is by now (a webhook may have been faster), and its run with it."""
+    before = batch_of(connection.execute(BATCH_BY_ID, (batch_id,)).fetchone())
+    moved = after(before, event, at=now, rules=rules)
+    is_another = moved.apify_run_id is not None and moved.apify_run_id != before.apify_run_id
+    if is_another and connection.execute(OTHER_HAS_RUN, (moved.apify_run_id, batch_id)).fetchone() is not None:
+        moved = after(before, NoneFound(), at=now, rules=rules)
+        is_another = False
+    if moved is before and before.due_at is None and before.state is not BatchState.MEASURED:
+        moved = replace(before, due_at=iso(now + poll_interval(before.polls, rules)))  # never left without a next look
+    move_batch(connection, moved, known, when)
+    if is_another:
+        release_held(connection, moved, moved.run_id, now=now, when=when, rules=rules, known=known)
+    return moved
+
+
+RECOVER_STARTS = """
+UPDATE batches SET state = 'unknown', cause = 'the service stopped before the start was answered', due_at = ?
+WHERE state = 'starting'
+"""
+RECOVER_BATCHES = """
+UPDATE batches SET due_at = ?
+WHERE due_at IS NULL AND (state IN ('queued', 'unknown', 'running', 'succeeded', 'timed_out', 'aborted')
+    OR state = 'failed' AND apify_run_id IS NOT NULL)
+"""
+
+
+def recover_batches(connection: sqlite3.Connection, at: datetime, rules: HarvestRules) -> int:
+    """After a stop: a start that was under way is unknown, and every step that was under way is due again."""
+    lost = connection.execute(RECOVER_STARTS, (iso(at + first_look(rules)),)).rowcount
+    return lost + connection.execute(RECOVER_BATCHES, (iso(at),)).rowcount
