@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from app.clock import SystemClock
 from app.config import AirtableSettings, ApifySettings, Secrets, ServerSettings, Settings, StoreSettings, SyncSettings
 from app.sandbox.airtable import AirtableSandbox
 from app.sandbox.airtable_schema import Ids, schema_from_columns
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from app.model import Json
+    from app.sandbox.hand_clock import HandClock
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 AIRTABLE_KEY = "patSandboxOnly"
@@ -142,17 +144,22 @@ def make_settings(folder: Path, airtable_url: str, base_id: str, **sections: Map
 
 
 def make_secrets() -> Secrets:
-    return Secrets(AIRTABLE_KEY, "apify-token-of-the-tests", (WEBHOOK_SECRET,), (INTERNAL_TOKEN,))
+    return Secrets(AIRTABLE_KEY, "", (WEBHOOK_SECRET,), (INTERNAL_TOKEN,))
 
 
-def make_airtable(seed: int = 1) -> AirtableSandbox:
-    ids = Ids(random.Random(seed))
-    return AirtableSandbox(schema_from_columns("Client Run Results", table_columns(), ids), token=AIRTABLE_KEY, ids=ids)
+def make_airtable(clock: SystemClock | HandClock, seed: int = 1) -> AirtableSandbox:
+    ids = Ids(random.Random(seed))  # noqa: S311 - the same ids in every run
+    schema = schema_from_columns("Client Run Results", table_columns(), ids)
+    return AirtableSandbox(schema, token=AIRTABLE_KEY, ids=ids, now=clock.now, clock=clock.monotonic)
 
 
 @contextlib.asynccontextmanager
-async def harness(folder: Path, **sections: Mapping[str, Json]) -> AsyncIterator[Harness]:
-    airtable = make_airtable()
-    async with WireServer(airtable) as server:
+async def harness(
+    folder: Path, *, clock: HandClock | None = None, **sections: Mapping[str, Json]
+) -> AsyncIterator[Harness]:
+    """A service and its sandbox, not started yet; with `clock`, time passes for both only when the test says so."""
+    at = clock or SystemClock()
+    airtable = make_airtable(at)
+    async with WireServer(airtable, clock=at.monotonic, sleep=at.sleep) as server:
         settings = make_settings(folder, server.url, airtable.schema.base_id, **sections)
-        yield Harness(folder, airtable, server, settings, make_secrets())
+        yield Harness(folder, airtable, server, settings, make_secrets(), Sources(clock=at))
