@@ -114,6 +114,7 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
                 rules=settings.harvest_rules(),
             )
         )
+        await store.bind_base(settings.airtable.base_id, sources.clock.now())
         airtable = Airtable(_airtable_access(settings, secrets), settings.registry())
         stack.callback(airtable.close)
         sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings))

@@ -12,7 +12,7 @@ CREATE TABLE runs (
     client_id TEXT NOT NULL,
     origin TEXT NOT NULL CHECK (origin IN ('kickoff', 'adopted')),  -- adopted: its record was found in Airtable
     status_by TEXT NOT NULL DEFAULT 'batches' CHECK (status_by IN ('batches', 'caller')),  -- who set the status last
-    airtable_record_id TEXT UNIQUE,                  -- unknown until the create was delivered
+    airtable_record_id TEXT UNIQUE CHECK (airtable_record_id <> ''),  -- unknown until the create was delivered
     sync TEXT NOT NULL DEFAULT 'pending' CHECK (sync IN ('pending', 'synced', 'failed')),
     due_at TEXT CHECK (due_at GLOB '????-??-??T??:??:??.???Z'),  -- when something is to be sent; NULL: nothing is
     failures INTEGER NOT NULL DEFAULT 0 CHECK (failures >= 0),   -- failed sends in a row
@@ -59,13 +59,23 @@ CREATE UNIQUE INDEX outbox_one_create ON outbox (run_id) WHERE kind = 'create';
 CREATE INDEX outbox_by_run ON outbox (run_id, delivered_at);  -- delivered_at NULL first: what waits for a run
 CREATE INDEX outbox_by_state ON outbox (state, id) WHERE delivered_at IS NULL;
 
+-- INSERT OR REPLACE and UPDATE OR REPLACE delete the rows in their way without asking the DELETE triggers, and
+-- UPDATE OF id does not see SET rowid. So whatever must stay also refuses to be replaced or renumbered.
+
 CREATE TRIGGER runs_exist_once BEFORE INSERT ON runs
-WHEN EXISTS (SELECT 1 FROM runs WHERE run_id = new.run_id)
+WHEN EXISTS (SELECT 1 FROM runs WHERE run_id = new.run_id) OR EXISTS (SELECT 1 FROM runs WHERE id = new.id)
+    OR EXISTS (SELECT 1 FROM runs WHERE airtable_record_id = new.airtable_record_id)
 BEGIN SELECT RAISE (ABORT, 'this run exists already'); END;
 
-CREATE TRIGGER runs_keep_their_name BEFORE UPDATE OF run_id, job_id, client_id ON runs
-WHEN old.run_id <> new.run_id OR old.job_id <> new.job_id OR old.client_id <> new.client_id
-BEGIN SELECT RAISE (ABORT, 'a run keeps its name'); END;
+CREATE TRIGGER runs_keep_their_name BEFORE UPDATE ON runs
+WHEN old.id <> new.id OR old.run_id <> new.run_id OR old.job_id <> new.job_id OR old.client_id <> new.client_id
+    OR old.origin <> new.origin
+BEGIN SELECT RAISE (ABORT, 'a run keeps its name and origin'); END;
+
+CREATE TRIGGER runs_keep_their_record BEFORE UPDATE OF airtable_record_id ON runs
+WHEN (old.airtable_record_id IS NOT NULL AND new.airtable_record_id IS NULL)
+    OR EXISTS (SELECT 1 FROM runs WHERE airtable_record_id = new.airtable_record_id AND id <> old.id)
+BEGIN SELECT RAISE (ABORT, 'a run keeps its Airtable record, and shares it with no other'); END;
 
 CREATE TRIGGER runs_stay BEFORE DELETE ON runs
 BEGIN SELECT RAISE (ABORT, 'runs are kept, so that none is created twice'); END;
@@ -106,12 +116,22 @@ WHEN new.state = 'sending' AND new.kind = 'update'
                     AND c.state = 'sending' AND c.call_id = new.call_id)
 BEGIN SELECT RAISE (ABORT, 'an update is sent with its create or after it'); END;
 
+CREATE TRIGGER outbox_creates_leave_last BEFORE UPDATE OF state, call_id ON outbox
+WHEN old.kind = 'create' AND old.state = 'sending' AND new.state <> 'delivered'
+    AND (new.state <> 'sending' OR new.call_id IS NOT old.call_id)
+    AND EXISTS (SELECT 1 FROM outbox AS u WHERE u.run_id = old.run_id AND u.delivered_at IS NULL
+                AND u.kind = 'update' AND u.state = 'sending')
+BEGIN SELECT RAISE (ABORT, 'updates on their way with a create are taken back before it'); END;
+
 CREATE TRIGGER outbox_delivers_to_a_record BEFORE UPDATE OF state ON outbox
 WHEN new.state = 'delivered' AND (SELECT airtable_record_id FROM runs WHERE run_id = new.run_id) IS NULL
 BEGIN SELECT RAISE (ABORT, 'nothing is delivered while the record id is unknown'); END;
 
-CREATE TRIGGER outbox_keeps_its_meaning BEFORE UPDATE OF id, run_id, kind, fields, change, accepted_at ON outbox
-WHEN old.id <> new.id OR old.run_id <> new.run_id OR old.kind <> new.kind OR old.fields <> new.fields
+CREATE TRIGGER outbox_keeps_its_place BEFORE UPDATE ON outbox WHEN old.id <> new.id
+BEGIN SELECT RAISE (ABORT, 'a message keeps its place'); END;
+
+CREATE TRIGGER outbox_keeps_its_meaning BEFORE UPDATE OF run_id, kind, fields, change, accepted_at ON outbox
+WHEN old.run_id <> new.run_id OR old.kind <> new.kind OR old.fields <> new.fields
     OR old.change <> new.change OR old.accepted_at <> new.accepted_at
 BEGIN SELECT RAISE (ABORT, 'a message keeps what was accepted'); END;
 
@@ -167,6 +187,22 @@ CREATE INDEX errors_by_client ON errors (client_id, id);
 CREATE TRIGGER errors_stay BEFORE DELETE ON errors
 BEGIN SELECT RAISE (ABORT, 'errors are kept: resolve them'); END;
 
+CREATE TRIGGER errors_exist_once BEFORE INSERT ON errors
+WHEN EXISTS (SELECT 1 FROM errors WHERE id = new.id)
+    OR (new.kind = 'missing_record' AND new.state = 'open' AND EXISTS (SELECT 1 FROM errors
+        WHERE kind = 'missing_record' AND state = 'open' AND run_id = new.run_id))
+    OR (new.kind = 'unmatched_webhook' AND new.state = 'open' AND EXISTS (SELECT 1 FROM errors
+        WHERE kind = 'unmatched_webhook' AND state = 'open' AND cause = new.cause))
+BEGIN SELECT RAISE (ABORT, 'this error is open already'); END;
+
+CREATE TRIGGER errors_keep_their_subject BEFORE UPDATE ON errors
+WHEN old.id <> new.id OR old.kind <> new.kind OR old.run_id IS NOT new.run_id
+    OR (old.kind = 'unmatched_webhook' AND old.cause IS NOT new.cause)
+BEGIN SELECT RAISE (ABORT, 'an error keeps what it is about'); END;
+
+CREATE TRIGGER errors_close BEFORE UPDATE OF state ON errors WHEN old.state = 'resolved' AND new.state = 'open'
+BEGIN SELECT RAISE (ABORT, 'a resolved error stays resolved: what happens again opens a new one'); END;
+
 -- Updates whose run does not exist here: kept in order until it does.
 CREATE TABLE held_updates (
     id INTEGER PRIMARY KEY AUTOINCREMENT,            -- order of acceptance
@@ -185,6 +221,18 @@ CREATE INDEX held_updates_by_run ON held_updates (run_id, id);
 
 CREATE TRIGGER held_updates_stay BEFORE DELETE ON held_updates WHEN old.state = 'held'
 BEGIN SELECT RAISE (ABORT, 'a held update is kept until it is applied or discarded'); END;
+
+CREATE TRIGGER held_updates_start_held BEFORE INSERT ON held_updates
+WHEN new.state <> 'held' OR EXISTS (SELECT 1 FROM held_updates WHERE id = new.id)
+BEGIN SELECT RAISE (ABORT, 'a held update starts as held, in a row of its own'); END;
+
+CREATE TRIGGER held_updates_settle_once BEFORE UPDATE OF state ON held_updates
+WHEN old.state <> 'held' AND old.state <> new.state
+BEGIN SELECT RAISE (ABORT, 'a held update is applied or discarded once'); END;
+
+CREATE TRIGGER held_updates_keep_their_meaning BEFORE UPDATE ON held_updates
+WHEN old.id <> new.id OR old.run_id <> new.run_id OR old.change <> new.change OR old.accepted_at <> new.accepted_at
+BEGIN SELECT RAISE (ABORT, 'a held update keeps what was accepted'); END;
 
 -- One Apify actor run that belongs to a run.
 CREATE TABLE batches (
@@ -225,6 +273,23 @@ CREATE TABLE batches (
 CREATE INDEX batches_due ON batches (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX batches_active ON batches (state, id) WHERE state <> 'measured';
 
+CREATE TRIGGER batches_stay BEFORE DELETE ON batches
+BEGIN SELECT RAISE (ABORT, 'batches are kept: the figures of their run are the sum of them'); END;
+
+CREATE TRIGGER batches_exist_once BEFORE INSERT ON batches
+WHEN EXISTS (SELECT 1 FROM batches WHERE id = new.id) OR EXISTS (SELECT 1 FROM batches WHERE token = new.token)
+    OR EXISTS (SELECT 1 FROM batches WHERE apify_run_id = new.apify_run_id)
+    OR EXISTS (SELECT 1 FROM batches WHERE run_id = new.run_id AND number = new.number)
+BEGIN SELECT RAISE (ABORT, 'this batch exists already'); END;
+
+CREATE TRIGGER batches_keep_their_name BEFORE UPDATE ON batches
+WHEN old.id <> new.id OR old.run_id <> new.run_id OR old.number <> new.number OR old.token IS NOT new.token
+BEGIN SELECT RAISE (ABORT, 'a batch keeps its name'); END;
+
+CREATE TRIGGER batches_share_no_apify_run BEFORE UPDATE OF apify_run_id ON batches
+WHEN EXISTS (SELECT 1 FROM batches WHERE apify_run_id = new.apify_run_id AND id <> old.id)
+BEGIN SELECT RAISE (ABORT, 'this Apify run is another batch'); END;
+
 -- Every webhook that Apify sent, as it was said, and what became of it.
 CREATE TABLE webhook_events (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -247,6 +312,18 @@ CREATE INDEX webhook_events_by_key ON webhook_events (event_key) WHERE event_key
 CREATE INDEX webhook_events_by_run ON webhook_events (run_id, id);
 CREATE INDEX webhook_events_held ON webhook_events (apify_run_id) WHERE outcome = 'held';
 
+CREATE TRIGGER webhook_events_stay BEFORE DELETE ON webhook_events WHEN old.outcome = 'held'
+BEGIN SELECT RAISE (ABORT, 'a held webhook is kept until it is matched or discarded'); END;
+
+CREATE TRIGGER webhook_events_come_once BEFORE INSERT ON webhook_events
+WHEN EXISTS (SELECT 1 FROM webhook_events WHERE id = new.id)
+    OR EXISTS (SELECT 1 FROM webhook_events WHERE dispatch_id = new.dispatch_id)
+BEGIN SELECT RAISE (ABORT, 'this webhook came already: count its delivery'); END;
+
+CREATE TRIGGER webhook_events_keep_their_name BEFORE UPDATE ON webhook_events
+WHEN old.id <> new.id OR old.dispatch_id IS NOT new.dispatch_id
+BEGIN SELECT RAISE (ABORT, 'a webhook keeps its name'); END;
+
 -- Requests that carried an Idempotency-Key, for as long as retention.idempotency_days says.
 CREATE TABLE idempotency_keys (
     scope TEXT NOT NULL,                             -- kickoff, or the run that the update named
@@ -263,6 +340,13 @@ CREATE TABLE repeated_kickoffs (
     day TEXT PRIMARY KEY CHECK (day GLOB '????-??-??'),
     count INTEGER NOT NULL CHECK (count > 0)
 ) STRICT, WITHOUT ROWID;
+
+-- The one base that this store delivers to: the record ids above mean nothing to another.
+CREATE TABLE destination (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    base_id TEXT NOT NULL,
+    bound_at TEXT NOT NULL CHECK (bound_at GLOB '????-??-??T??:??:??.???Z')
+) STRICT;
 
 -- Views for the usual questions ---------------------------------------------------------------------------------
 

@@ -94,6 +94,10 @@ class Outbox(Protocol):
 
     async def settle(self, settlement: Settlement, at: datetime) -> None: ...
 
+    async def bind_base(self, base_id: str, at: datetime) -> None:
+        """Tie the store to its base; raises `StoreError` if it is tied to another."""
+        ...
+
     async def recover(self, at: datetime) -> int:
         """Take back what a stopped process was sending; the number of messages."""
         ...

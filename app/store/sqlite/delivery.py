@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from app.clock import iso
+from app.errors import StoreError
 from app.fields import load_fold
-from app.model import CallOutcome, MessageKind
-from app.policy.delivery import Claim, ClaimedRun, Waiting, fields_to_send
+from app.model import CallOutcome, ErrorKind, MessageKind
+from app.policy.delivery import Claim, ClaimedRun, SetAside, Waiting, fields_to_send
 
 if TYPE_CHECKING:
     import sqlite3
     from datetime import datetime
 
-    from app.policy.delivery import RunSettlement, SetAside, Settlement
+    from app.policy.delivery import RunSettlement, Settlement
 
 # Claim ----------------------------------------------------------------------------------------------------------
 
@@ -39,10 +41,16 @@ ORDER BY due_at LIMIT :share
 INSERT_CALL = "INSERT INTO airtable_calls (method, records, messages, started_at) VALUES (?, 0, 0, ?)"
 COUNT_IN_CALL = "UPDATE airtable_calls SET records = ?, messages = ? WHERE id = ?"
 CLAIM_RUN = "UPDATE runs SET call_id = ? WHERE run_id = ?"
-CLAIM_MESSAGES = """
+# The create first: the schema lets an update of a run without a record ride only with it.
+CLAIM_CREATE = """
+UPDATE outbox SET state = 'sending', call_id = :call_id, attempts = attempts + 1
+WHERE run_id = :run_id AND kind = 'create' AND state = 'pending'
+RETURNING id, fields, attempts
+"""
+CLAIM_UPDATES = """
 UPDATE outbox SET state = 'sending', call_id = :call_id, attempts = attempts + 1
 WHERE id IN (SELECT id FROM outbox WHERE run_id = :run_id AND delivered_at IS NULL AND state = 'pending'
-             AND kind = :kind ORDER BY id LIMIT :limit)
+             AND kind = 'update' ORDER BY id LIMIT :limit)
 RETURNING id, fields, attempts
 """
 
@@ -63,27 +71,23 @@ def claim(connection: sqlite3.Connection, at: datetime) -> Claim | None:
     rows = connection.execute(SELECT_DUE, due).fetchall()
     call = connection.execute(INSERT_CALL, (MessageKind.CREATE if creating else MessageKind.UPDATE, iso(at)))
     call_id = int(call.lastrowid or 0)
-    runs = tuple(_claim_run(connection, row, call_id, creating=creating) for row in rows)
+    runs = tuple(_claim_run(connection, row, call_id) for row in rows)
     connection.execute(COUNT_IN_CALL, (len(runs), sum(len(run.messages) for run in runs), call_id))
     return Claim(call_id, creating, runs)
 
 
-def _claim_run(connection: sqlite3.Connection, row: sqlite3.Row, call_id: int, *, creating: bool) -> ClaimedRun:
+def _claim_run(connection: sqlite3.Connection, row: sqlite3.Row, call_id: int) -> ClaimedRun:
     run_id: str = row["run_id"]
     connection.execute(CLAIM_RUN, (call_id, run_id))
-    # The create first: the schema lets an update of a run without a record ride only with it.
-    kinds = (MessageKind.CREATE, MessageKind.UPDATE) if creating else (MessageKind.UPDATE,)
-    messages: list[Waiting] = []
-    for kind in kinds:
-        take = {"call_id": call_id, "run_id": run_id, "kind": kind, "limit": MESSAGES_PER_RUN}
-        taken = connection.execute(CLAIM_MESSAGES, take).fetchall()
-        messages += [Waiting(one["id"], tuple(json.loads(one["fields"])), one["attempts"]) for one in taken]
+    take = {"call_id": call_id, "run_id": run_id, "limit": MESSAGES_PER_RUN}
+    taken = [row for claim in (CLAIM_CREATE, CLAIM_UPDATES) for row in connection.execute(claim, take).fetchall()]
+    messages = tuple(Waiting(one["id"], tuple(json.loads(one["fields"])), one["attempts"]) for one in taken)
     return ClaimedRun(
         run_id=run_id,
         record_id=row["airtable_record_id"],
         share=row["share"],
         failures=row["failures"],
-        messages=tuple(messages),
+        messages=messages,
         values=fields_to_send(messages, load_fold(row["fields"])),
     )
 
@@ -91,6 +95,8 @@ def _claim_run(connection: sqlite3.Connection, row: sqlite3.Row, call_id: int, *
 # Settle ---------------------------------------------------------------------------------------------------------
 
 FINISH_CALL = "UPDATE airtable_calls SET outcome = ?, status = ?, error = ?, finished_at = ? WHERE id = ?"
+SELECT_OWNER = "SELECT run_id FROM runs WHERE airtable_record_id = ? AND run_id <> ?"
+SELECT_SENDING = "SELECT id FROM outbox WHERE run_id = ? AND delivered_at IS NULL AND state = 'sending'"
 KNOW_RECORD = "UPDATE runs SET airtable_record_id = ? WHERE run_id = ? AND airtable_record_id IS NULL"
 DELIVER = """
 UPDATE outbox SET state = 'delivered', delivered_at = ? WHERE run_id = ? AND delivered_at IS NULL AND state = 'sending'
@@ -101,8 +107,9 @@ VALUES (:kind, :run_id, (SELECT client_id FROM runs WHERE run_id = :run_id), :me
 """
 SET_ASIDE = "UPDATE outbox SET state = 'dead', dead_at = ?, error_id = ? WHERE id = ?"
 WAIT_AGAIN = """
-UPDATE outbox SET state = 'pending', attempts = attempts - ?
-WHERE run_id = ? AND delivered_at IS NULL AND state = 'sending'
+UPDATE outbox SET state = 'pending', attempts = attempts - :give_back
+WHERE run_id = :run_id AND kind = :kind AND delivered_at IS NULL AND state = 'sending'
+    AND id NOT IN (SELECT value FROM json_each(:dead))
 """
 # What waits is due again, unless the create is dead; how the run stands follows from what is left.
 REST_RUN = """
@@ -132,21 +139,63 @@ def settle(connection: sqlite3.Connection, settlement: Settlement, at: datetime)
 
 def _settle_run(connection: sqlite3.Connection, run: RunSettlement, now: str) -> None:
     if run.record_id is not None:
-        connection.execute(KNOW_RECORD, (run.record_id, run.run_id))
+        owner = connection.execute(SELECT_OWNER, (run.record_id, run.run_id)).fetchone()
+        if owner is None:
+            connection.execute(KNOW_RECORD, (run.record_id, run.run_id))
+        else:
+            run = _shares_record(connection, run, owner["run_id"])
     if run.delivered:
         connection.execute(DELIVER, (now, run.run_id))
     else:
-        if run.dead is not None:
-            _set_aside(connection, run.run_id, run.dead, now)
-        connection.execute(WAIT_AGAIN, (int(run.give_back), run.run_id))
+        _take_back(connection, run, now)
     rest = {"failures": run.failures, "share": run.share, "due_at": iso(run.due_at), "run_id": run.run_id}
     connection.execute(REST_RUN, rest)
+
+
+def _shares_record(connection: sqlite3.Connection, run: RunSettlement, owner: str) -> RunSettlement:
+    """A person renamed the record of `owner` in Airtable, so that the upsert of this run fell upon it."""
+    sending = tuple(row["id"] for row in connection.execute(SELECT_SENDING, (run.run_id,)))
+    message = f"Its record in Airtable is that of {owner}: give that one its own Run ID back, then retry"
+    dead = SetAside(ErrorKind.DUPLICATE_RECORD, message, f"Airtable answered with {run.record_id}", sending)
+    return replace(run, delivered=False, record_id=None, dead=dead)
+
+
+def _take_back(connection: sqlite3.Connection, run: RunSettlement, now: str) -> None:
+    """Set the dead aside and let the others wait; a create last, because no update may be out without it."""
+    dead = run.dead.message_ids if run.dead is not None else ()
+    again = {"run_id": run.run_id, "give_back": int(run.give_back), "dead": json.dumps(dead)}
+    connection.execute(WAIT_AGAIN, {**again, "kind": MessageKind.UPDATE})
+    if run.dead is not None:
+        _set_aside(connection, run.run_id, run.dead, now)
+    connection.execute(WAIT_AGAIN, {**again, "kind": MessageKind.CREATE})
 
 
 def _set_aside(connection: sqlite3.Connection, run_id: str, dead: SetAside, now: str) -> None:
     error = {"kind": dead.kind, "run_id": run_id, "message": dead.message, "cause": dead.cause, "at": now}
     error_id = connection.execute(INSERT_ERROR, error).lastrowid
-    connection.executemany(SET_ASIDE, [(now, error_id, message_id) for message_id in dead.message_ids])
+    newest_first = sorted(dead.message_ids, reverse=True)
+    connection.executemany(SET_ASIDE, [(now, error_id, message_id) for message_id in newest_first])
+
+
+# Bind -----------------------------------------------------------------------------------------------------------
+
+BIND_BASE = "INSERT INTO destination (id, base_id, bound_at) VALUES (1, ?, ?) ON CONFLICT DO NOTHING"
+SELECT_BASE = "SELECT base_id FROM destination"
+
+
+def bind_base(connection: sqlite3.Connection, base_id: str, at: datetime) -> None:
+    """Tie the store to the base that it delivers to: the record ids in it mean nothing to another.
+
+    Raises:
+        StoreError: it is tied to another base.
+    """
+    connection.execute(BIND_BASE, (base_id, iso(at)))
+    bound: str = connection.execute(SELECT_BASE).fetchone()["base_id"]
+    if bound != base_id:
+        raise StoreError(
+            f"this store belongs to base {bound} and is asked to deliver to {base_id}: give [store] path another file, "
+            "or set [airtable] base_id back"
+        )
 
 
 # Recover --------------------------------------------------------------------------------------------------------
@@ -155,14 +204,18 @@ INTERRUPT_CALLS = """
 UPDATE airtable_calls SET outcome = ?, finished_at = ?, error = 'the service stopped before the answer was kept'
 WHERE outcome = 'in_flight'
 """
-RECOVER_MESSAGES = "UPDATE outbox SET state = 'pending' WHERE state = 'sending' AND delivered_at IS NULL"
+RECOVER_MESSAGES = """
+UPDATE outbox SET state = 'pending' WHERE kind = ? AND state = 'sending' AND delivered_at IS NULL
+"""
 RECOVER_RUNS = "UPDATE runs SET call_id = NULL, due_at = ? WHERE call_id IS NOT NULL"
 
 
 def recover(connection: sqlite3.Connection, at: datetime) -> int:
     """Take back what a stopped process was carrying: upserts and record ids make it safe to send again."""
     connection.execute(INTERRUPT_CALLS, (CallOutcome.INTERRUPTED, iso(at)))
-    taken_back = connection.execute(RECOVER_MESSAGES).rowcount
+    taken_back = sum(
+        connection.execute(RECOVER_MESSAGES, (kind,)).rowcount for kind in (MessageKind.UPDATE, MessageKind.CREATE)
+    )
     connection.execute(RECOVER_RUNS, (iso(at),))
     return taken_back
 

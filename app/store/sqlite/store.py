@@ -133,6 +133,9 @@ class SqliteStore(SqliteReading):
     async def settle(self, settlement: Settlement, at: datetime) -> None:
         await self._writer.run(lambda connection: delivery.settle(connection, settlement, at))
 
+    async def bind_base(self, base_id: str, at: datetime) -> None:
+        await self._writer.run(lambda connection: delivery.bind_base(connection, base_id, at))
+
     async def recover(self, at: datetime) -> int:
         return await self._writer.run(lambda connection: delivery.recover(connection, at))
 
