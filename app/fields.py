@@ -326,8 +326,12 @@ def _collect(into: dict[str, tuple[str, ...]], known: Field, value: Json, pointe
         flaws.add(pointer, f"{known.name!r} {error}, or a list of them, one a line")
 
 
+#: Characters of a pointer's last step at most: it points into the caller's own body, so it is not escaped otherwise.
+_MOST_POINTED: Final = 200
+
+
 def _pointer(part: str, name: str) -> str:
-    return f"/{part}/" + shown(name).strip("'").replace("~", "~0").replace("/", "~1")
+    return f"/{part}/" + name[:_MOST_POINTED].replace("~", "~0").replace("/", "~1")
 
 
 def shown(word: str, limit: int = 60) -> str:
