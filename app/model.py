@@ -118,10 +118,10 @@ def flaw_of_id(name: str, value: str, most: int = MAX_ID) -> str | None:
     """Why `value` cannot be an id of a client, job or run, or None. Ids stand in URLs, formulas and tables."""
     if not 0 < len(value) <= most:
         return f"{name!r} has 1 to {most} characters, this has {len(value)}"
-    if not _ID.fullmatch(value):
-        return f"{name!r} has letters, digits and . _ - ' @ + inside, and starts and ends with a letter, digit or _"
     if not unicodedata.is_normalized("NFC", value):
         return f"{name!r} has to be in Unicode's composed form (NFC), so that one name is always one run"
+    if not _ID.fullmatch(value):
+        return f"{name!r} has letters, digits and . _ - ' @ + inside, and starts and ends with a letter, digit or _"
     return None
 
 
