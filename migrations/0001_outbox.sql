@@ -326,7 +326,7 @@ BEGIN SELECT RAISE (ABORT, 'a webhook keeps its name'); END;
 
 -- Requests that carried an Idempotency-Key, for as long as retention.idempotency_days says.
 CREATE TABLE idempotency_keys (
-    scope TEXT NOT NULL,                             -- kickoff, or the run that the update named
+    scope TEXT NOT NULL,                             -- POST /runs, or the run that the update named
     key TEXT NOT NULL,
     digest TEXT NOT NULL,                            -- of the request that it stands for
     run_id TEXT NOT NULL,

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from app.model import BatchOrder, UpdateOutcome
 
-KICKOFF_SCOPE = "kickoff"
+#: No run has this name, so that the key of an update can never be taken for that of a kickoff.
+KICKOFF_SCOPE = "POST /runs"
 
 SELECT_KEY = "SELECT digest, run_id FROM idempotency_keys WHERE scope = ? AND key = ?"
 INSERT_KEY = "INSERT INTO idempotency_keys (scope, key, digest, run_id, accepted_at) VALUES (?, ?, ?, ?, ?)"
