@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 from aiohttp import web
+from pydantic import BaseModel
 
 from app.errors import (
     Flaw,
@@ -23,10 +24,8 @@ from app.logs import get_logger
 from app.web.guard import REQUEST_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from aiohttp.typedefs import Handler
-    from pydantic import BaseModel, ValidationError
+    from pydantic import ValidationError
 
     from app.model import Json
 
@@ -94,12 +93,18 @@ def flaws_of(error: ValidationError, model: type[BaseModel]) -> Problem:
             return Malformed(f"the body is not JSON: {one['msg'].removeprefix('Invalid JSON: ')}")
         if one["type"] == "extra_forbidden":
             name = str(one["loc"][-1])
-            known = model.model_fields if len(one["loc"]) == 1 else ()
-            found.append(Flaw(pointer, f"{name!r} is not known here{did_you_mean(name, _names(known))}"))
+            found.append(
+                Flaw(pointer, f"{name!r} is not known here{did_you_mean(name, _names(model, one['loc'][:-1]))}")
+            )
         else:
             found.append(Flaw(pointer, f"{pointer or 'the body'}: {one['msg']}"))
     return Invalid.because(found)
 
 
-def _names(known: Iterable[str]) -> list[str]:
-    return list(known)
+def _names(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The members that the part of a body at `path` may have: of the model itself, or of the one its list holds."""
+    for step in path:
+        if isinstance(step, str):
+            held = model.model_fields[step].annotation
+            model = next((one for one in get_args(held) if isinstance(one, type) and issubclass(one, BaseModel)), model)
+    return list(model.model_fields)
