@@ -108,6 +108,20 @@ class RawAnswer:
         return answer
 
 
+def raw_request(method: bytes, target: bytes, body: bytes = b"", **headers: str) -> bytes:
+    """A request as bytes, with a Host, the internal token and a JSON body unless `headers` says otherwise."""
+    named = {name.replace("_", "-").title(): value for name, value in headers.items()}
+    sent = {
+        "Host": "localhost",
+        "Authorization": "Bearer internal-token-of-the-tests",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        **named,
+    }
+    lines = [f"{name}: {value}".encode("utf-8", "surrogateescape") for name, value in sent.items()]
+    return b"\r\n".join([method + b" " + target + b" HTTP/1.1", *lines, b"", body])
+
+
 async def send_raw(url: str, request: bytes) -> RawAnswer:
     """Send bytes that no decent client sends, and read the answer until the server ends it."""
     parts = urlsplit(url)
