@@ -13,6 +13,7 @@ from tests.support.watching import raw_request, rows, send_raw
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from app.model import Json
     from tests.support.harness import Harness
 
 
@@ -121,7 +122,7 @@ async def test_octets_that_are_no_text_are_refused_in_a_path_and_a_query(served:
 
 
 async def test_a_job_id_that_ends_with_the_client_already_is_refused_and_the_right_one_named(served: Harness) -> None:
-    doubled = {"client_id": "Guy-Wilson", "job_id": "251007-070457-Guy-Wilson"}
+    doubled: dict[str, Json] = {"client_id": "Guy-Wilson", "job_id": "251007-070457-Guy-Wilson"}
     answer = await served.call("POST", "/runs", doubled)
     assert answer.status == 422
     assert "'251007-070457'" in str(answer.json()["detail"])
