@@ -105,7 +105,11 @@ class ConfigError(Exception):
 
 
 class StoreError(Exception):
-    """The database cannot be used as it is (locked, foreign, newer, changed); the text says what to do."""
+    """The database cannot be used as it is (foreign, newer, changed, damaged); the text says what to do."""
+
+
+class StoreLocked(StoreError):
+    """Another process writes the store."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

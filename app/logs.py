@@ -49,8 +49,8 @@ class Redaction:
         return self.text(str(value))
 
 
-def configure_logs(secrets: Sequence[str], *, for_people: bool | None = None, level: int = logging.INFO) -> None:
-    """Send our events and the libraries' to standard error in one form."""
+def configure_logs(secrets: Sequence[str], *, for_people: bool | None = None, quiet: bool = False) -> None:
+    """Send our events and the libraries' to standard error in one form; `quiet` keeps all but the fatal ones back."""
     if for_people is None:
         for_people = sys.stderr.isatty()
     shared: list[Processor] = [
@@ -89,7 +89,7 @@ def configure_logs(secrets: Sequence[str], *, for_people: bool | None = None, le
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("app").setLevel(level)
+    logging.getLogger("app").setLevel(logging.CRITICAL if quiet else logging.INFO)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from filelock import FileLock, Timeout
 
 from app.clock import parse_iso
-from app.errors import StoreError
+from app.errors import StoreError, StoreLocked
 from app.store.sqlite import delivery, harvest, intake, reading, replay, webhooks
 from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
 from app.store.sqlite.intake import When
@@ -194,13 +194,14 @@ def hold_lock(path: Path) -> Iterator[None]:
     """The right to write this store, for as long as the block runs.
 
     Raises:
-        StoreError: another process holds it.
+        StoreLocked: another process holds it.
+        StoreError: its folder cannot be written.
     """
     lock = FileLock(f"{path}.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise StoreError(
+        raise StoreLocked(
             f"another process writes {path}: stop it first, or use the commands that go through the running service"
         ) from None
     except OSError as error:
@@ -219,8 +220,13 @@ def prepare(path: Path, at: datetime) -> list[str]:
     """
     with _as_store_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        migrations = read_migrations(migrations_directory())
+        if path.exists():
+            # Before a writing connection turns it to WAL: a file that is refused stays as it is, byte for byte.
+            with contextlib.closing(connect_reading(path)) as connection:
+                missing_migrations(connection, migrations)
         with contextlib.closing(connect_writing(path)) as connection:
-            return migrate(connection, read_migrations(migrations_directory()), at)
+            return migrate(connection, migrations, at)
 
 
 @contextlib.contextmanager
@@ -245,7 +251,8 @@ async def open_store(
     Raises:
         StoreError: as `hold_lock` and `prepare` do.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _as_store_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(path):
         prepare(path, at)
         writer = GroupCommit(await open_unit_connection(partial(connect_writing, path)))

@@ -1,0 +1,281 @@
+"""The commands: `runrecords COMMAND`, or `python -m app COMMAND`.
+
+Commands that only look open the store read-only, beside a running service or without one. Those that change something
+go through the running service, because one process writes a store; without one they open it themselves.
+Exit codes: 0 all well, 1 a problem was found or hit, 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+
+from app.clock import parse_iso
+from app.config import DEFAULT_PATH, Secrets, Settings, load_settings
+from app.errors import ConfigError, NotFound, Problem, StoreError
+from app.logs import configure_logs
+from app.model import ErrorKind, ErrorState, MessageKind, MessageState, SyncState
+from app.operate import Operator, open_operator
+from app.process import serve as serve_until_stopped
+from app.process import serve_sandbox
+from app.sandbox.demo import run_demo
+from app.show import Shower
+from app.store.sqlite.store import SqliteReading, open_reading, prepare
+from app.store.views import MAX_LIMIT, ErrorFilter, MessageFilter, RunFilter, Slice
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+T = TypeVar("T")
+
+PROBLEM = 1
+WRONG_USAGE = 2
+
+app = typer.Typer(
+    help="One Airtable record per client run: created once, updated in order, nothing lost.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+runs_app = typer.Typer(help="The runs, newest first (runs list), or one with all that happened to it (runs show).")
+errors_app = typer.Typer(help="What needs eyes: missing records, refused updates and the like; and resolving it.")
+outbox_app = typer.Typer(help="What is on its way to Airtable, what was set aside and why; and sending that again.")
+app.add_typer(runs_app, name="runs")
+app.add_typer(errors_app, name="errors")
+app.add_typer(outbox_app, name="outbox")
+
+Config = Annotated[Path | None, typer.Option("--config", help=f"The configuration file (default: {DEFAULT_PATH}).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Limit = Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Rows to show.")]
+Cursor = Annotated[int | None, typer.Option(help="Go on where the last page ended: its next cursor.")]
+
+
+def main() -> NoReturn:
+    """Run the command; errors of ours end as one line on standard error and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except ConfigError as error:
+        _fail(str(error), WRONG_USAGE)
+    except StoreError as error:
+        _fail(str(error), PROBLEM)
+    except Problem as problem:
+        _fail(problem.detail, PROBLEM)
+    except FileExistsError as error:
+        _fail(str(error), WRONG_USAGE)
+    sys.exit(0)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    for line in text.splitlines():
+        typer.echo(f"runrecords: {line}", err=True)
+    sys.exit(code)
+
+
+# The service ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Deliver to the embedded emulators, not to Airtable.")
+    ] = False,
+) -> None:
+    """Accept runs and updates, and carry them to Airtable, until SIGTERM or Ctrl-C.
+
+    Needs [airtable] base_id and AIRTABLE_API_KEY; with --sandbox it needs nothing.
+    """
+    settings, secrets = load_settings(config), Secrets.from_environment()
+    configure_logs(secrets.all())
+    if sandbox:
+        journal = Path(f"{settings.store.path}.sandbox-airtable.jsonl")
+        code = asyncio.run(serve_sandbox(settings, secrets, journal))
+    else:
+        code = asyncio.run(serve_until_stopped(settings, secrets))
+    raise typer.Exit(code)
+
+
+@app.command()
+def demo(config: Config = None) -> None:
+    """Run the main job end to end against the sandbox, print what landed and what is held, and end.
+
+    Uses a store of its own (data/demo.db), made anew each time. Exits 1 if anything is not as it should be.
+    """
+    settings = load_settings(config)
+    configure_logs((), quiet=True)
+    all_well = asyncio.run(run_demo(settings, Path("data/demo.db")))
+    raise typer.Exit(0 if all_well else PROBLEM)
+
+
+@app.command()
+def migrate(config: Config = None) -> None:
+    """Bring the store's schema to this version (serve does so by itself)."""
+    settings = load_settings(config)
+    path = Path(settings.store.path)
+    applied = prepare(path, datetime.now(UTC))
+    typer.echo(f"{path}: " + (f"applied {', '.join(applied)}" if applied else "up to date"))
+
+
+@app.command()
+def backup(
+    to: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")], config: Config = None
+) -> None:
+    """Write a copy of the store that can be opened as one, while the service goes on."""
+    settings = load_settings(config)
+    _read(settings, lambda store: store.backup(to))
+    typer.echo(f"{settings.store.path} is backed up to {to}")
+
+
+# Looking --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(config: Config = None, as_json: Json = False) -> None:
+    """Whether all is well: what waits, what is set aside, which errors are open. Exits 1 if something needs eyes."""
+    stats = _read(load_settings(config), lambda store: store.stats(datetime.now(UTC)))
+    Shower(as_json=as_json).stats(stats)
+    if stats.dead or stats.open_errors:
+        raise typer.Exit(PROBLEM)
+
+
+@runs_app.command("list")
+def runs_list(
+    config: Config = None,
+    as_json: Json = False,
+    client_id: Annotated[str | None, typer.Option("--client", help="Only runs of this client.")] = None,
+    job_id: Annotated[str | None, typer.Option("--job", help="Only runs of this job.")] = None,
+    run_status: Annotated[str | None, typer.Option("--status", help="Only runs with this status.")] = None,
+    sync: Annotated[SyncState | None, typer.Option(help="Only runs that stand like this towards Airtable.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> None:
+    """The runs, newest first."""
+    chosen = RunFilter(client_id, job_id, run_status, sync.value if sync else None)
+    page = _read(load_settings(config), lambda store: store.runs(chosen, Slice(limit, cursor)))
+    Shower(as_json=as_json).runs(page)
+
+
+@runs_app.command("show")
+def runs_show(
+    run_id: Annotated[str, typer.Argument(help="<job_id>-<client_id>")], config: Config = None, as_json: Json = False
+) -> None:
+    """One run: its fields, batches and errors, and all that happened to it, in order."""
+    run = _read(load_settings(config), lambda store: store.run(run_id))
+    if run is None:
+        raise NotFound(f"there is no run {run_id!r}")
+    Shower(as_json=as_json).run(run)
+
+
+@errors_app.command("list")
+def errors_list(
+    config: Config = None,
+    as_json: Json = False,
+    kind: Annotated[ErrorKind | None, typer.Option(help="Only errors of this kind.")] = None,
+    state: Annotated[ErrorState | None, typer.Option(help="Only errors in this state.")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="Only errors of this run.")] = None,
+    client_id: Annotated[str | None, typer.Option("--client", help="Only errors of this client.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> None:
+    """The errors, newest first."""
+    chosen = ErrorFilter(kind.value if kind else None, state.value if state else None, run_id, client_id)
+    page = _read(load_settings(config), lambda store: store.errors(chosen, Slice(limit, cursor)))
+    Shower(as_json=as_json).errors(page)
+
+
+@outbox_app.command("list")
+def outbox_list(
+    config: Config = None,
+    as_json: Json = False,
+    state: Annotated[MessageState | None, typer.Option(help="Only messages in this state.")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="Only messages of this run.")] = None,
+    kind: Annotated[MessageKind | None, typer.Option(help="Only creates, or only updates.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> None:
+    """The messages, newest first, each with what it waits for."""
+    chosen = MessageFilter(state.value if state else None, run_id, kind.value if kind else None)
+    page = _read(load_settings(config), lambda store: store.messages(chosen, Slice(limit, cursor)))
+    Shower(as_json=as_json).messages(page)
+
+
+# Changing -------------------------------------------------------------------------------------------------------
+
+
+@errors_app.command("resolve")
+def errors_resolve(
+    error_id: Annotated[int, typer.Argument(help="The error's id.")],
+    config: Config = None,
+    as_json: Json = False,
+    note: Annotated[str | None, typer.Option(help="How it was dealt with.")] = None,
+    discard: Annotated[bool, typer.Option("--discard", help="Throw away the updates that it holds.")] = False,
+) -> None:
+    """Close an error by hand. What it holds stays held, and still follows a kickoff that comes, unless discarded."""
+    error = _operate(config, lambda operator: operator.resolve_error(error_id, note=note, discard=discard))
+    Shower(as_json=as_json).error(error)
+
+
+@outbox_app.command("retry")
+def outbox_retry(
+    message_id: Annotated[
+        int | None, typer.Argument(help="One message; without it, all that the options name.")
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+    kind: Annotated[ErrorKind | None, typer.Option(help="Messages set aside by this kind of error.")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="Messages of this run.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Set aside in the last 30m, 2h or 7d, or since an ISO time.")
+    ] = None,
+) -> None:
+    """Send dead messages again: one by its id, or all that the options name."""
+    shower = Shower(as_json=as_json)
+    if message_id is not None:
+        if kind or run_id or since:
+            raise ConfigError("give a message's id, or --kind, --run and --since, not both")
+        shower.message(_operate(config, lambda operator: operator.retry(message_id)))
+        return
+    start = _since(since)
+    shower.retried(_operate(config, lambda operator: operator.retry_all(kind=kind, run_id=run_id, since=start)))
+
+
+_SPAN = re.compile(r"(\d{1,6})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _since(text: str | None) -> datetime | None:
+    """`2h` before now, or an ISO time. Raises `ConfigError`."""
+    if text is None:
+        return None
+    if (span := _SPAN.fullmatch(text)) is not None:
+        return datetime.now(UTC) - timedelta(**{_UNITS[span[2]]: int(span[1])})
+    try:
+        return parse_iso(text)
+    except ValueError as error:
+        raise ConfigError("--since takes 30m, 2h or 7d, or an ISO 8601 time with an offset") from error
+
+
+# How ------------------------------------------------------------------------------------------------------------
+
+
+def _read(settings: Settings, look: Callable[[SqliteReading], Awaitable[T]]) -> T:
+    async def reading() -> T:
+        async with open_reading(Path(settings.store.path)) as store:
+            return await look(store)
+
+    return asyncio.run(reading())
+
+
+def _operate(config: Path | None, change: Callable[[Operator], Coroutine[None, None, T]]) -> T:
+    async def operating() -> T:
+        settings, secrets = load_settings(config), Secrets.from_environment()
+        async with open_operator(settings, secrets) as operator:
+            return await change(operator)
+
+    return asyncio.run(operating())

@@ -1,0 +1,77 @@
+"""A service as a process: it serves until a signal or a dead loop ends it, and its exit code says which."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, Final
+
+from app.logs import get_logger
+from app.sandbox.embedded import embedded
+from app.service import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from app.config import Secrets, Settings
+    from app.service import Service
+
+log = get_logger(__name__)
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+async def serve(settings: Settings, secrets: Secrets) -> int:
+    """Serve until SIGTERM or SIGINT (0), or until a loop dies (1). Raises as `running` does."""
+    with _stop_signals() as stop:
+        async with running(settings, secrets) as service:
+            return await _until_the_end(service, stop)
+
+
+async def serve_sandbox(settings: Settings, secrets: Secrets, journal: Path) -> int:
+    """Serve against the embedded emulators, whose Airtable keeps its records in `journal`."""
+    with _stop_signals() as stop:
+        async with (
+            embedded(settings, secrets, journal=journal) as sandbox,
+            running(sandbox.settings, sandbox.secrets) as service,
+        ):
+            log.info("sandbox.started", airtable=sandbox.airtable_server.url, apify=sandbox.apify.url)
+            return await _until_the_end(service, stop)
+
+
+async def _until_the_end(service: Service, stop: asyncio.Event) -> int:
+    stopped = asyncio.create_task(stop.wait())
+    loops = asyncio.create_task(service.until_a_loop_ends())
+    await asyncio.wait([stopped, loops], return_when=asyncio.FIRST_COMPLETED)
+    if stopped.done():
+        loops.cancel()
+        return 0
+    stopped.cancel()
+    error = loops.exception()
+    log.critical("loop.died", exc_info=error)
+    return 1
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[asyncio.Event]:
+    """An event that the first signal sets. The second ends the process at once: the outbox is made for that."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            log.warning("process.ended_at_once", signal=number.name)
+            os._exit(128 + number)
+        log.info("process.stopping", signal=number.name)
+        stop.set()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield stop
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,178 @@
+"""How the commands show things: tables for people, as wide as the terminal; JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from app.store.views import ErrorView, MessageView, Page, RunSummary, RunView, Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from app.model import Json
+
+_STYLES = {
+    "synced": "green",
+    "delivered": "green",
+    "resolved": "green",
+    "pending": "yellow",
+    "sending": "yellow",
+    "failed": "red",
+    "dead": "red",
+    "open": "red",
+}
+
+
+def make_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table in which nothing is taken for markup: what callers wrote is shown as they wrote it."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    return table
+
+
+def _cell(value: object) -> Text:
+    text = "" if value is None else str(value)
+    return Text(text, style=_STYLES.get(text, ""))
+
+
+class Shower:
+    def __init__(self, *, as_json: bool, console: Console | None = None) -> None:
+        self._as_json = as_json
+        self._console = console or Console()
+
+    def stats(self, stats: Stats) -> None:
+        if self._as_json:
+            self._json(TypeAdapter(Stats).dump_json(stats))
+            return
+        rate = stats.creation_success_rate
+        rows: list[tuple[str, object]] = [
+            ("runs", stats.runs),
+            ("messages waiting", stats.pending),
+            ("waiting since", stats.oldest_pending_at or "-"),
+            ("messages set aside", stats.dead),
+            ("updates held", stats.held),
+            ("creations delivered", "-" if rate is None else f"{rate:.1%}"),
+            ("Airtable calls this month", stats.calls_this_month.total),
+        ]
+        rows += [(f"open errors: {kind}", count) for kind, count in sorted(stats.open_errors.items())]
+        self._console.print(make_table(None, ("what", "now"), rows))
+
+    def runs(self, page: Page[RunSummary]) -> None:
+        if self._as_json:
+            self._json_page("runs", TypeAdapter(list[RunSummary]).dump_json(list(page.rows)), page.next_cursor)
+            return
+        rows = [(one.run_id, one.status, one.sync, one.airtable_record_id, one.changed_at) for one in page.rows]
+        self._table(None, ("run", "status", "sync", "record", "changed"), rows, "no runs yet: POST /runs creates one")
+        self._more(page.next_cursor)
+
+    def run(self, run: RunView) -> None:
+        if self._as_json:
+            self._json(TypeAdapter(RunView).dump_json(run))
+            return
+        about = [("sync", run.sync), ("Airtable record", run.airtable_record_id), *run.fields.items()]
+        self._console.print(make_table(run.run_id, ("field", "value"), about))
+        if run.batches:
+            batches = [
+                (one.number, one.state, one.outcome, one.apify_run_id, one.items, one.cost_usd, one.cause)
+                for one in run.batches
+            ]
+            columns = ("batch", "state", "outcome", "Apify run", "items", "cost $", "cause")
+            self._console.print(make_table("Batches", columns, batches))
+        if run.errors:
+            self._errors("Errors", run.errors)
+        timeline = [(one.at, one.what, one.detail) for one in run.timeline]
+        self._console.print(make_table("What happened", ("at (UTC)", "what", "detail"), timeline))
+
+    def errors(self, page: Page[ErrorView]) -> None:
+        if self._as_json:
+            self._json_page("errors", TypeAdapter(list[ErrorView]).dump_json(list(page.rows)), page.next_cursor)
+            return
+        if page.rows:
+            self._errors(None, page.rows)
+        else:
+            self._console.print("no errors")
+        self._more(page.next_cursor)
+
+    def error(self, error: ErrorView) -> None:
+        if self._as_json:
+            self._json(TypeAdapter(ErrorView).dump_json(error))
+        else:
+            self._errors(None, [error])
+
+    def _errors(self, title: str | None, errors: Sequence[ErrorView]) -> None:
+        rows = [
+            (
+                one.id,
+                one.kind,
+                one.state,
+                one.run_id,
+                one.updates_held or None,
+                ", ".join(one.similar_runs),
+                one.cause or one.message,
+                one.last_at,
+            )
+            for one in errors
+        ]
+        columns = ("id", "kind", "state", "run", "held", "was meant?", "cause", "last (UTC)")
+        self._console.print(make_table(title, columns, rows))
+
+    def messages(self, page: Page[MessageView]) -> None:
+        if self._as_json:
+            self._json_page("messages", TypeAdapter(list[MessageView]).dump_json(list(page.rows)), page.next_cursor)
+            return
+        rows = [_message_row(one) for one in page.rows]
+        self._table(None, _MESSAGE_COLUMNS, rows, "no messages")
+        self._more(page.next_cursor)
+
+    def message(self, message: MessageView) -> None:
+        if self._as_json:
+            self._json(TypeAdapter(MessageView).dump_json(message))
+        else:
+            self._console.print(make_table(None, _MESSAGE_COLUMNS, [_message_row(message)]))
+
+    def retried(self, count: int) -> None:
+        if self._as_json:
+            self._json(json.dumps({"retried": count}).encode())
+        else:
+            self._console.print(f"{count} messages wait to be sent again")
+
+    def _table(
+        self, title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], when_empty: str
+    ) -> None:
+        self._console.print(make_table(title, columns, rows) if rows else when_empty, markup=False)
+
+    def _more(self, next_cursor: str | None) -> None:
+        if next_cursor is not None:
+            self._console.print(f"there is more: --cursor {next_cursor}")
+
+    def _json_page(self, name: str, rows: bytes, next_cursor: str | None) -> None:
+        value: dict[str, Json] = {name: json.loads(rows), "next_cursor": next_cursor}
+        self._json(json.dumps(value, ensure_ascii=False).encode())
+
+    def _json(self, body: bytes) -> None:
+        self._console.file.write(body.decode() + "\n")
+
+
+_MESSAGE_COLUMNS = ("id", "run", "kind", "state", "fields", "attempts", "accepted (UTC)", "waits for")
+
+
+def _message_row(message: MessageView) -> tuple[object, ...]:
+    return (
+        message.id,
+        message.run_id,
+        message.kind,
+        message.state,
+        ", ".join(message.fields),
+        message.attempts,
+        message.accepted_at,
+        message.waits_for,
+    )
