@@ -70,8 +70,10 @@ FORCES = ["", "OR REPLACE", "OR IGNORE", "OR FAIL", "OR ROLLBACK"]
 
 
 @pytest.mark.parametrize("force", FORCES)
-def test_an_update_of_no_run_is_refused(shell: Shell, force: str) -> None:
-    refuses(shell, "a message needs its run|an update needs", INSERT.format(or_=force), RUN, "update", "[]", "{}", AT)
+def test_a_message_of_no_run_is_refused(shell: Shell, force: str) -> None:
+    insert = INSERT.format(or_=force)
+    refuses(shell, r"a message needs its run|an update needs", insert, RUN, "update", "[]", "{}", AT)
+    refuses(shell, "a message needs its run", insert, RUN, "create", "[]", "{}", AT)
 
 
 @pytest.mark.parametrize("force", FORCES)

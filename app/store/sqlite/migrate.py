@@ -28,8 +28,8 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 """
 SELECT_APPLIED = "SELECT version, name, checksum FROM schema_migrations ORDER BY version"
 INSERT_RECORD = "INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES (?, ?, ?, ?)"
-COUNT_TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
-HAS_RECORD = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema_migrations'"
+COUNT_TABLES = "SELECT count(*) FROM sqlite_master"
+SELECT_APPLICATION = "PRAGMA application_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class Migration:
     def statements(self) -> Iterator[str]:
         """Its statements one by one: `executescript` would commit first, and triggers hold inner semicolons."""
         statement = ""
-        for line in self.sql.splitlines(keepends=True):
-            statement += line
+        for part in re.findall(r"[^;]*;|[^;]+$", self.sql):
+            statement += part
             if sqlite3.complete_statement(statement):
                 yield statement
                 statement = ""
-        if statement.strip() and not all(line.startswith("--") for line in statement.strip().splitlines()):
+        if not all(line.startswith("--") for line in map(str.strip, statement.splitlines()) if line):
             raise StoreError(f"migration {self.name} ends inside a statement")
 
 
@@ -110,8 +110,9 @@ def missing_migrations(connection: sqlite3.Connection, migrations: list[Migratio
     Raises:
         StoreError: as for `migrate`.
     """
-    if not connection.execute(HAS_RECORD).fetchone()[0]:
-        if connection.execute(COUNT_TABLES).fetchone()[0]:
+    application_id = connection.execute(SELECT_APPLICATION).fetchone()[0]
+    if application_id != APPLICATION_ID:
+        if application_id or connection.execute(COUNT_TABLES).fetchone()[0]:
             raise StoreError("this SQLite file belongs to another program: give [store] path a file of its own")
         return migrations
     applied = {version: (name, checksum) for version, name, checksum in connection.execute(SELECT_APPLIED)}

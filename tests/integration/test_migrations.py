@@ -1,0 +1,231 @@
+"""Migrations: applied once with their record, whole or not at all, and refused without touching what is there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.errors import StoreError
+from app.store.sqlite.connection import connect_writing
+from app.store.sqlite.migrate import Migration, migrate, migrations_directory, read_migrations
+from app.store.sqlite.store import open_reading, prepare
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AT = datetime(2026, 5, 16, 9, 20, tzinfo=UTC)
+LATER = datetime(2026, 5, 17, 9, 20, tzinfo=UTC)
+
+FIRST = Migration(1, "0001_first", "CREATE TABLE things (id INTEGER PRIMARY KEY) STRICT;\n")
+SECOND = Migration(
+    2, "0002_second", "CREATE TABLE others (id INTEGER PRIMARY KEY) STRICT;\nINSERT INTO others VALUES (1);\n"
+)
+
+
+def apply(path: Path, migrations: list[Migration], at: datetime = AT) -> list[str]:
+    with contextlib.closing(connect_writing(path)) as connection:
+        return migrate(connection, migrations, at)
+
+
+def rows(path: Path, sql: str) -> list[tuple[str | int, ...]]:
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def tables(path: Path) -> set[str | int]:
+    return {row[0] for row in rows(path, "SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runs.db"
+
+
+# Applied --------------------------------------------------------------------------------------------------------
+
+
+def test_a_migration_is_recorded_with_its_name_checksum_and_time(path: Path) -> None:
+    assert apply(path, [FIRST]) == ["0001_first"]
+    checksum = hashlib.sha256(FIRST.sql.encode()).hexdigest()
+    assert rows(path, "SELECT * FROM schema_migrations") == [(1, "0001_first", checksum, "2026-05-16T09:20:00.000Z")]
+
+
+def test_a_migration_is_applied_once(path: Path) -> None:
+    apply(path, [FIRST])
+    assert apply(path, [FIRST, SECOND], LATER) == ["0002_second"]
+    assert apply(path, [FIRST, SECOND], LATER) == []
+    assert rows(path, "SELECT version, applied_at FROM schema_migrations") == [
+        (1, "2026-05-16T09:20:00.000Z"),
+        (2, "2026-05-17T09:20:00.000Z"),
+    ]
+    assert rows(path, "SELECT count(*) FROM others") == [(1,)]
+
+
+def test_the_real_migrations_make_a_store_that_is_marked_as_ours(path: Path) -> None:
+    assert prepare(path, AT) == [one.name for one in read_migrations(migrations_directory())]
+    assert prepare(path, LATER) == []
+    assert rows(path, "PRAGMA application_id") == [(0x52756E52,)]
+    assert {"runs", "outbox", "batches", "webhook_events", "held_updates", "errors", "airtable_calls"} <= tables(path)
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+    assert rows(path, "PRAGMA foreign_key_check") == []
+
+
+# The refusals that come next compare bytes: nothing may be touched, not even the journal mode.
+
+
+def test_a_changed_migration_is_refused(path: Path) -> None:
+    apply(path, [FIRST])
+    before = path.read_bytes()
+    changed = Migration(1, FIRST.name, FIRST.sql + "-- a word more\n")
+    with pytest.raises(StoreError, match="0001_first was changed after it was applied"):
+        apply(path, [changed, SECOND])
+    assert path.read_bytes() == before
+
+
+def test_a_renamed_migration_is_refused(path: Path) -> None:
+    apply(path, [FIRST])
+    with pytest.raises(StoreError, match="0001_better was changed"):
+        apply(path, [Migration(1, "0001_better", FIRST.sql)])
+
+
+def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
+    apply(path, [FIRST, SECOND])
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"0002_second, which this version does not know.*newer"):
+        apply(path, [FIRST])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE TABLE wages (id INTEGER)",
+        "CREATE VIEW answers AS SELECT 42",
+        "CREATE TABLE schema_migrations (version TEXT)",
+        "PRAGMA application_id = 7",
+    ],
+)
+def test_a_file_of_another_program_is_refused_and_left_as_it_is(path: Path, sql: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(sql)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="belongs to another program"):
+        prepare(path, AT)
+    assert path.read_bytes() == before
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+async def test_a_file_of_another_program_is_not_read_either(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE wages (id INTEGER)")
+    with pytest.raises(StoreError, match="belongs to another program"):
+        async with open_reading(path):
+            pass
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(path: Path) -> None:
+    path.write_text("Dear diary, " * 100)
+    with pytest.raises(StoreError, match="cannot be used as a database"):
+        prepare(path, AT)
+    assert path.read_text().startswith("Dear diary")
+
+
+async def test_an_older_store_is_not_read_before_it_is_migrated(path: Path) -> None:
+    path.touch()
+    with pytest.raises(StoreError, match="older version"):
+        async with open_reading(path):
+            pass
+
+
+# Whole or not at all --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "INSERT INTO nowhere VALUES (1);",
+        "CREATE TABLE others (id INTEGER);",
+        "SELECT now();",
+        "GARBAGE;",
+    ],
+)
+def test_a_migration_that_fails_half_way_leaves_nothing(path: Path, broken: str) -> None:
+    apply(path, [FIRST])
+    failing = Migration(2, SECOND.name, SECOND.sql + broken)
+    with pytest.raises(StoreError, match="0002_second failed and nothing of it was kept"):
+        apply(path, [FIRST, failing])
+    assert "others" not in tables(path)
+    assert rows(path, "SELECT version FROM schema_migrations") == [(1,)]
+    assert apply(path, [FIRST, SECOND]) == ["0002_second"]
+
+
+def test_a_first_migration_that_fails_leaves_an_empty_file(path: Path) -> None:
+    with pytest.raises(StoreError, match="nothing of it was kept"):
+        apply(path, [Migration(1, FIRST.name, FIRST.sql + "GARBAGE;")])
+    assert tables(path) == set()
+    assert rows(path, "PRAGMA application_id") == [(0,)]
+    assert apply(path, [FIRST]) == ["0001_first"]
+
+
+def test_a_migration_that_ends_inside_a_statement_is_refused_whole(path: Path) -> None:
+    with pytest.raises(StoreError, match="ends inside a statement"):
+        apply(path, [Migration(1, FIRST.name, FIRST.sql + "CREATE TABLE more (id INTEGER")])
+    assert tables(path) == set()
+
+
+# Statements -----------------------------------------------------------------------------------------------------
+
+
+def test_statements_are_told_apart_whatever_semicolons_they_hold(path: Path) -> None:
+    sql = """-- a comment; with a semicolon
+CREATE TABLE things (id INTEGER PRIMARY KEY, word TEXT DEFAULT 'a;b') STRICT; CREATE TABLE others (id INTEGER) STRICT;
+CREATE TRIGGER things_stay BEFORE DELETE ON things
+BEGIN
+    INSERT INTO others VALUES (old.id); -- inside; still
+    SELECT RAISE (ABORT, 'no; never');
+END;
+INSERT INTO things (id) VALUES (1);
+-- the end; really
+"""
+    apply(path, [Migration(1, "0001_first", sql)])
+    assert rows(path, "SELECT word FROM things") == [("a;b",)]
+    with (
+        contextlib.closing(sqlite3.connect(path)) as connection,
+        pytest.raises(sqlite3.IntegrityError, match="no; never"),
+    ):
+        connection.execute("DELETE FROM things")
+
+
+# Files ----------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).write_text("SELECT 1;\n")
+    return folder
+
+
+def test_migrations_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    found = read_migrations(write(tmp_path, "0002_b.sql", "0001_a.sql"))
+    assert [(one.version, one.name) for one in found] == [(1, "0001_a"), (2, "0002_b")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["0002_b.sql"], ["0001_a.sql", "0003_c.sql"], ["0001_a.sql", "0001_b.sql"], []],
+    ids=["no first", "a gap", "doubled", "none"],
+)
+def test_a_missing_or_doubled_number_is_refused(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(StoreError, match="not 1, 2, 3"):
+        read_migrations(write(tmp_path, *names))
+
+
+@pytest.mark.parametrize("name", ["1_a.sql", "0001-a.sql", "0001_A.sql", "later.sql"])
+def test_a_misnamed_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreError, match=r"is not named NNNN_name\.sql"):
+        read_migrations(write(tmp_path, name))
