@@ -23,7 +23,7 @@ from app.policy.delivery import (
     Written,
     settle,
 )
-from app.policy.pace import BaseHealth, PauseRules, RequestWindow
+from app.policy.pace import BaseHealth, Departure, PauseRules, RequestWindow
 
 if TYPE_CHECKING:
     import random
@@ -136,8 +136,8 @@ class SyncLoop:
         if claim is None:
             due = await self._store.next_due()
             return None if due is None else max(0.001, (due - now).total_seconds())
-        self._window.take(self._clock.monotonic())
-        task = asyncio.create_task(self._carry(claim), name=f"airtable-call-{claim.call_id}")
+        departure = self._window.leave(self._clock.monotonic())
+        task = asyncio.create_task(self._carry(claim, departure), name=f"airtable-call-{claim.call_id}")
         self._in_flight.add(task)
         task.add_done_callback(self._landed)
         return 0.0
@@ -152,13 +152,14 @@ class SyncLoop:
             if task.done() and not task.cancelled():
                 task.result()
 
-    async def _carry(self, claim: Claim) -> None:
-        started = self._clock.monotonic()
+    async def _carry(self, claim: Claim, departure: Departure) -> None:
         answer = await self._destination.deliver(claim)
+        answered_at = self._clock.monotonic()
+        self._window.answered(departure, answered_at, soundly=isinstance(answer, Written))
         at = self._clock.now()
         settlement = settle(claim, answer, at=at, rules=self._rules.retry, random=self._random)
         self._note(answer)
-        self._log(claim, settlement, answer, self._clock.monotonic() - started)
+        self._log(claim, settlement, answer, answered_at - departure.left_at)
         while True:
             try:
                 await self._store.settle(settlement, at)

@@ -11,8 +11,12 @@ from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Un
 if TYPE_CHECKING:
     from app.policy.delivery import Answer, RetryRules
 
-#: Requests are spaced over a little more than a second: what leaves in order may arrive bunched.
+#: The limit is per second; the rest covers the way of a request that was quicker than the quickest we timed.
 WINDOW_SECONDS: Final = 1.04
+#: A request without an answer may still be on its way: it is counted for this much longer than a second.
+UNANSWERED_SECONDS: Final = 1.0
+#: Sound answers whose times tell how long the base takes at the least.
+_TIMED: Final = 32
 #: Beyond the documented 30 s, because ours start when the refusal arrives and theirs when it leaves.
 _PAUSE_MARGIN_SECONDS: Final = 0.5
 #: Calls in a row without a sound answer, from different runs, before the whole base is given a rest.
@@ -20,32 +24,56 @@ _FAILURES_BEFORE_REST: Final = 3
 _LONGEST_REST_SECONDS: Final = 60.0
 
 
+@dataclass(slots=True, eq=False)
+class Departure:
+    """A request that left. Until `counts_until` the base may count it into the second that begins now."""
+
+    left_at: float
+    counts_until: float
+
+
 @dataclass(slots=True)
 class RequestWindow:
     """A strict sliding window over one base's requests, and the rests that the base asked for.
 
+    The base counts arrivals, and we see only departures and answers: a request that met a new connection or a busy
+    machine arrives late, and five more after it would be too many. So each is counted from the latest moment at which
+    it can have arrived, which is its answer less the time that the base takes at the least.
+
     Written by hand: the kept limiters are leaky buckets (aiolimiter), which let twice the limit through in some
-    second, or keep time by a clock of their own. Times are monotonic seconds.
+    second, or keep time by a clock of their own, and none looks at answers. Times are monotonic seconds.
     """
 
     per_second: int
-    _sent: deque[float] = field(default_factory=deque)
+    _departures: list[Departure] = field(default_factory=list)
+    _took: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMED))
     _rests_until: float = float("-inf")
 
     def delay(self, now: float) -> float:
         """Seconds until one more request may leave; 0 when it may now."""
-        free_at = self._sent[0] + WINDOW_SECONDS if len(self._sent) >= self.per_second else now
+        counting = sorted((one.counts_until for one in self._departures), reverse=True)
+        free_at = counting[self.per_second - 1] if len(counting) >= self.per_second else now
         return max(0.0, free_at - now, self._rests_until - now)
 
-    def take(self, now: float) -> None:
+    def leave(self, now: float) -> Departure:
         """Count a request that leaves now."""
-        if len(self._sent) >= self.per_second:
-            self._sent.popleft()
-        self._sent.append(now)
+        self._departures = [one for one in self._departures if one.counts_until > now]
+        departure = Departure(now, now + WINDOW_SECONDS + UNANSWERED_SECONDS)
+        self._departures.append(departure)
+        return departure
+
+    def answered(self, departure: Departure, now: float, *, soundly: bool) -> None:
+        """Learn from the answer when the request arrived at the latest; a refusal tells nothing of the base's pace."""
+        arrived_by = max(departure.left_at, now - min(self._took, default=0.0))
+        departure.counts_until = arrived_by + WINDOW_SECONDS
+        if departure not in self._departures:  # it was given up for arrived long ago
+            self._departures.append(departure)
+        if soundly:
+            self._took.append(now - departure.left_at)
 
     def fill(self, now: float) -> None:
         """Count as many requests as a second holds: what an unclean stop may have sent just before."""
-        self._sent = deque([now] * self.per_second)
+        self._departures = [Departure(now, now + WINDOW_SECONDS) for _ in range(self.per_second)]
 
     def rest(self, now: float, seconds: float) -> None:
         """Let nothing leave for `seconds`; a longer rest that was asked for before stands."""

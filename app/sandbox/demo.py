@@ -100,7 +100,7 @@ class Caller:
 
 async def run_demo(settings: Settings, store_path: Path, console: Console | None = None) -> bool:
     """Play the job; whether everything was as it should be."""
-    console = console or Console()
+    console = console or Console(soft_wrap=True)
     _remove_store(store_path)
     settings = settings.model_copy(
         update={
