@@ -17,7 +17,6 @@ from app.errors import (
     NotFound,
     Problem,
     TooLarge,
-    TooSlow,
     did_you_mean,
 )
 from app.logs import get_logger
@@ -62,9 +61,10 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Problem as problem:
         return problem_answer(problem, request_id)
     except web.HTTPException as error:
-        return problem_answer(_from_aiohttp(error), request_id)
-    except TimeoutError:
-        return problem_answer(TooSlow("send the whole body without pauses"), request_id)
+        answer = problem_answer(_from_aiohttp(error), request_id)
+        if "Allow" in error.headers:  # RFC 9110: a 405 says what the address takes
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
     except Exception:
         log.exception("http.failed", path=request.path, method=request.method)
         return problem_answer(
