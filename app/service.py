@@ -48,12 +48,13 @@ def new_token() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where time, ids and chance come from; tests bring their own."""
+    """Where time, ids and chance come from, and how long a request's body may take; tests bring their own."""
 
     clock: Clock = field(default_factory=SystemClock)
     new_id: Callable[[], str] = new_id
     new_token: Callable[[], str] = new_token
     random: random.Random = field(default_factory=random.SystemRandom)
+    body_seconds: float = 30.0
 
 
 class Loop(Protocol):
@@ -234,7 +235,13 @@ async def _serving(
         on_work=service.wake,
     )
     health = Health(store.check, lambda: service.sync.trouble, lambda: service.stopping)
-    application = make_application(calls, health, new_id=sources.new_id, max_body_bytes=settings.server.max_body_bytes)
+    application = make_application(
+        calls,
+        health,
+        new_id=sources.new_id,
+        max_body_bytes=settings.server.max_body_bytes,
+        body_seconds=sources.body_seconds,
+    )
     runner = web.AppRunner(
         application, access_log=None, shutdown_timeout=settings.sync.shutdown_seconds, handle_signals=False
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from app.web.guard import request_ids
+from app.web.guard import BODY_SECONDS, request_ids
 from app.web.problems import problems
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def make_application(
-    calls: Calls, health: Health, *, new_id: Callable[[], str], max_body_bytes: int
+    calls: Calls, health: Health, *, new_id: Callable[[], str], max_body_bytes: int, body_seconds: float
 ) -> web.Application:
     application = web.Application(client_max_size=max_body_bytes, middlewares=[request_ids(new_id), problems])
+    application[BODY_SECONDS] = body_seconds
     application.add_routes([*calls.routes(), *health.routes()])
     return application

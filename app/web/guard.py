@@ -7,11 +7,12 @@ import hmac
 import re
 import time
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
 
-from app.errors import Forbidden, TooSlow, Unauthorized, UnsupportedMediaType
+from app.errors import Forbidden, Malformed, TooSlow, Unauthorized, UnsupportedMediaType
 from app.logs import get_logger
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: A request's body has to arrive within this; Apify and our own callers send it at once.
-BODY_SECONDS: Final = 30.0
+#: Within how many seconds a request's body has to arrive.
+BODY_SECONDS: Final = web.AppKey("body_seconds", float)
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 REQUEST_ID_HEADER: Final = "X-Request-ID"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -31,6 +32,7 @@ _LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 
 def request_ids(new_id: Callable[[], str]) -> Middleware:
     """Name each request (the caller's `X-Request-ID` where it is one), say so in the answer, and log how it went."""
+
     @web.middleware
     async def named(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get(REQUEST_ID_HEADER, "")
@@ -57,7 +59,8 @@ class Bearer:
     """Checks `Authorization: Bearer …` against the tokens in constant time.
 
     Without tokens (possible only on loopback) anybody on this machine may call, but no web page: the Host has to be
-    this machine's name, so that a name of the page's own cannot be pointed here.
+    this machine's name, so that a name of the page's own cannot be pointed here, and so has the Origin, which a
+    browser says with whatever a page sends elsewhere.
     """
 
     def __init__(self, tokens: Sequence[str], name: str) -> None:
@@ -65,10 +68,9 @@ class Bearer:
         self._name = name
 
     def check(self, request: web.Request) -> None:
-        """Raises `Unauthorized`, or `Forbidden` for a foreign Host where no token is set."""
+        """Raises `Unauthorized`, or `Forbidden` for a foreign Host or Origin where no token is set."""
         if not self._tokens:
-            host = request.url.host or ""
-            if host not in _LOOPBACK_HOSTS:
+            if request.url.host not in _LOOPBACK_HOSTS or not _is_of_this_machine(request.headers.get("Origin")):
                 raise Forbidden(f"without {self._name} only this machine may call, by the name localhost")
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -79,17 +81,31 @@ class Bearer:
             raise Unauthorized(f"send Authorization: Bearer followed by {self._name}")
 
 
+def _is_of_this_machine(origin: str | None) -> bool:
+    """Whether `Origin` is missing (no browser, or a page of ours reading) or a page of this machine's own."""
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).hostname in _LOOPBACK_HOSTS
+    except ValueError:
+        return False
+
+
 async def read_body(request: web.Request) -> bytes:
     """The whole body.
 
     Raises:
-        TooSlow: it took longer than `BODY_SECONDS`. Too large a body raises aiohttp's own error.
+        TooSlow: it took longer than `BODY_SECONDS`.
+        Malformed: it broke off, or is not packed as it says. Too large a body raises aiohttp's own error.
     """
+    seconds = request.app[BODY_SECONDS]
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             return await request.read()
     except TimeoutError:
-        raise TooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        raise TooSlow(f"the body did not arrive within {seconds:g} s") from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise Malformed("the body broke off, or is not encoded as its headers say") from None
 
 
 def check_json(request: web.Request) -> None:
