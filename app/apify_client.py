@@ -1,27 +1,33 @@
 """The source's other half: actor runs started, looked for, followed and measured with apify-client.
 
 Starts go through a client with no retries, because Apify has no key that would make a second one harmless; reads
-through one that retries. Both use the httpx2 transport: with the default one a process that stops after a failed
-request may die of SIGABRT or SIGSEGV (measured with impit 0.15.1: 5 and 14 of 30; with httpx2 0 of 30).
+through one that retries. A start carries its batch's token in the User-Agent, which Apify keeps with the run, so that
+a start whose answer was lost is known again for certain. Both use the httpx2 transport: with the default one a process
+that stops after a failed request may die of SIGABRT or SIGSEGV (measured with impit 0.15.1: 5 and 14 of 30; with
+httpx2 0 of 30).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
+import logging
+import re
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypedDict, get_args
 from urllib.parse import urlencode
 
 import httpx2
 from apify_client import ApifyClientAsync
-from apify_client.errors import ApifyApiError, ApifyClientError, NotFoundError, RateLimitError, ServerError
+from apify_client.errors import ApifyApiError, NotFoundError, RateLimitError, ServerError
 from apify_client.http_clients import Httpx2HttpClientAsync
 
 from app.apify import BATCH_PARAMETER, RUN_PARAMETER
-from app.clock import iso
+from app.clock import iso, parse_iso
+from app.logs import REDACTED
 from app.policy.harvest import (
+    ENDED,
     ActorRun,
     Found,
     LookFailed,
@@ -36,15 +42,13 @@ from app.policy.harvest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Collection
+    from collections.abc import AsyncIterator, Collection
     from datetime import datetime
 
     from apify_client._models import Run, RunListItem
     from apify_client.types import WebhooksList
 
     from app.policy.harvest import Batch
-
-T = TypeVar("T")
 
 StartAnswer: TypeAlias = Started | StartLost | StartPostponed | StartRefused
 FindAnswer: TypeAlias = Found | NoneFound | LookFailed
@@ -64,6 +68,8 @@ EVENTS: Final[tuple[RunEvent, ...]] = get_args(RunEvent)
 #: Apify's words for a full plan, with whatever status they come.
 _FULL: Final = ("actor-memory-limit-exceeded", "concurrent-runs-limit-exceeded")
 _PAGE: Final = 1_000
+#: In the User-Agent of a start, before the token of its batch.
+_MARK: Final = "run-records-batch/"
 _READ_RETRIES: Final = 3
 #: Ours and Apify's clocks may differ: a run that is a little older than the attempt may still be its.
 CLOCK_MARGIN: Final = timedelta(seconds=120)
@@ -74,9 +80,7 @@ class Source(Protocol):
 
     async def start(self, batch: Batch, run_input: str) -> StartAnswer: ...
 
-    async def find(
-        self, batch: Batch, run_input: str, attempted_at: datetime, taken: Collection[str]
-    ) -> FindAnswer: ...
+    async def find(self, batch: Batch, run_input: str, taken: Collection[str], at: datetime) -> FindAnswer: ...
 
     async def follow(self, apify_run_id: str, at: datetime) -> FollowAnswer: ...
 
@@ -96,9 +100,10 @@ class ApifyAccess:
 
 class Apify:
     def __init__(self, access: ApifyAccess) -> None:
+        _keep_urls_out_of_logs()
         self._access = access
-        self._starts = _client(access, retries=0)
-        self._reads = _client(access, retries=_READ_RETRIES)
+        self._starts = _client(access, _StartClient(**_limits(access, retries=0)))
+        self._reads = _client(access, Httpx2HttpClientAsync(**_limits(access, retries=_READ_RETRIES)))
 
     async def close(self) -> None:
         for client in (self._starts, self._reads):
@@ -108,60 +113,73 @@ class Apify:
 
     async def start(self, batch: Batch, run_input: str) -> StartAnswer:
         """Send exactly one start."""
-        actor = self._starts.actor(batch.actor_id or "")
-        start = actor.start(
-            run_input=run_input.encode(), content_type="application/json", webhooks=webhooks_of(batch, self._access)
-        )
+        _starting.set(batch.token or "")
         try:
-            return Started(_actor_run(await self._within(start)))
-        except httpx2.ConnectError as error:
-            return StartPostponed(f"Apify cannot be reached: {_short(error)}")
+            run = await self._starts.actor(batch.actor_id or "").start(
+                run_input=run_input.encode(), content_type="application/json", webhooks=webhooks_of(batch, self._access)
+            )
+            return Started(_actor_run(run))
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            return StartPostponed(f"Apify cannot be reached: {self._told(error)}")
         except RateLimitError as error:
-            return StartPostponed(f"Apify asks for a pause: {_short(error)}")
+            return StartPostponed(f"Apify asks for a pause: {self._told(error)}")
         except ServerError as error:
             return StartLost(f"Apify answered {error.status_code} to the start")
         except ApifyApiError as error:
-            return _refused_start(error)
-        except (httpx2.HTTPError, ApifyClientError, TimeoutError, ValueError) as error:
-            return StartLost(f"the start's answer was lost: {_short(error)}")
+            return _refused_start(error, self._told(error))
+        except Exception as error:  # noqa: BLE001 - whatever apify-client makes of an odd answer, the run may exist
+            return StartLost(f"the start's answer was lost: {self._told(error)}")
 
     # Find
 
-    async def find(self, batch: Batch, run_input: str, attempted_at: datetime, taken: Collection[str]) -> FindAnswer:
-        """Look through all of the actor's runs since the attempt for one with this very input that nobody has."""
-        wanted = json.loads(run_input)
-        try:
-            for run in await self._runs_since(batch.actor_id or "", attempted_at - CLOCK_MARGIN):
-                if run.id in taken:
-                    continue
-                record = await self._within(
-                    self._reads.key_value_store(run.default_key_value_store_id).get_record("INPUT")
-                )
-                if record is not None and record["value"] == wanted:
-                    return Found(_listed_run(run))
-        except _TROUBLE as error:
-            return LookFailed(f"Apify's runs could not be listed: {_short(error)}")
-        return NoneFound()
+    async def find(self, batch: Batch, run_input: str, taken: Collection[str], at: datetime) -> FindAnswer:
+        """Look through all of the actor's runs since the attempt for the one that this batch's start made.
 
-    async def _runs_since(self, actor_id: str, since: datetime) -> list[RunListItem]:
+        Certain is the one whose User-Agent names the batch. Should Apify have kept none, it is one with this very
+        input that no other batch is or has marked.
+        """
+        assert batch.attempted_at is not None, "only a batch that was tried is looked for"
+        mark = _mark_of(batch)
+        nameless: list[RunListItem] = []
+        try:
+            async for run in self._runs_since(batch.actor_id or "", parse_iso(batch.attempted_at) - CLOCK_MARGIN):
+                user_agent = run.meta.user_agent or ""
+                if mark in user_agent:
+                    return Found(_listed_run(run))
+                if run.id not in taken and _MARK not in user_agent:
+                    nameless.append(run)
+            for run in nameless:
+                if await self._has_input(run, run_input):
+                    return Found(_listed_run(run))
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing is known that was not known before
+            return LookFailed(f"Apify's runs could not be listed: {self._told(error)}")
+        return NoneFound(at)
+
+    async def _runs_since(self, actor_id: str, since: datetime) -> AsyncIterator[RunListItem]:
         """Every run that started since then, oldest first: page by page until one is empty."""
-        runs: list[RunListItem] = []
+        seen = 0
         while True:
-            page = await self._within(
-                self._reads.actor(actor_id).runs().list(started_after=since, desc=False, limit=_PAGE, offset=len(runs))
+            page = (
+                await self._reads.actor(actor_id).runs().list(started_after=since, desc=False, limit=_PAGE, offset=seen)
             )
             if not page.items:
-                return runs
-            runs += page.items
+                return
+            seen += len(page.items)
+            for run in page.items:
+                yield run
+
+    async def _has_input(self, run: RunListItem, run_input: str) -> bool:
+        record = await self._reads.key_value_store(run.default_key_value_store_id).get_record("INPUT")
+        return record is not None and bool(record["value"] == json.loads(run_input))
 
     # Follow
 
     async def follow(self, apify_run_id: str, at: datetime) -> FollowAnswer:
         """The run as it is now."""
         try:
-            run = await self._within(self._reads.run(apify_run_id).get())
-        except _TROUBLE as error:
-            return LookFailed(f"Apify could not be asked about run {apify_run_id}: {_short(error)}")
+            run = await self._reads.run(apify_run_id).get()
+        except Exception as error:  # noqa: BLE001 - as above
+            return LookFailed(f"Apify could not be asked about run {apify_run_id}: {self._told(error)}")
         return Vanished() if run is None else Report(_actor_run(run), iso(at))
 
     # Measure
@@ -169,48 +187,112 @@ class Apify:
     async def measure(self, apify_run_id: str) -> MeasureAnswer:
         """The figures of a run that has ended; call it when Apify has had time to settle them."""
         try:
-            run = await self._within(self._reads.run(apify_run_id).get())
+            run = await self._reads.run(apify_run_id).get()
             if run is None:
                 return Vanished()
-            items = await self._count_items(run.default_dataset_id)
-        except _TROUBLE as error:
-            return LookFailed(f"Apify could not be asked for the figures of run {apify_run_id}: {_short(error)}")
-        return Measured(
-            items=items,
-            cost_usd=run.usage_total_usd,
-            duration_seconds=_duration(run),
-            status_message=run.status_message,
-        )
+            items = await self._count_items(run.default_dataset_id) if run.status in ENDED else None
+        except Exception as error:  # noqa: BLE001 - as above
+            return LookFailed(f"Apify could not be asked for the figures of run {apify_run_id}: {self._told(error)}")
+        return Measured(_actor_run(run), items=items, cost_usd=run.usage_total_usd, duration_seconds=_duration(run))
 
     async def _count_items(self, dataset_id: str) -> int | None:
         """The exact number: Apify's own count lags, so what lies beyond it is asked for until a page is empty."""
         dataset = self._reads.dataset(dataset_id)
-        shown = await self._within(dataset.get())
+        shown = await dataset.get()
         if shown is None:
             return None
         count = shown.item_count
         while True:
-            page = await self._within(dataset.list_items(offset=count, limit=_PAGE))
+            page = await dataset.list_items(offset=count, limit=_PAGE)
             if not page.items:
                 return count
             count += len(page.items)
 
-    async def _within(self, call: Awaitable[T]) -> T:
-        """httpx2 limits each wait for bytes, not the call: this does."""
-        async with asyncio.timeout(2 * self._access.timeout_seconds):
-            return await call
+    def _told(self, error: Exception) -> str:
+        """What went wrong, without the request: its URL and headers hold secrets, which an answer may repeat."""
+        if isinstance(error, ApifyApiError):
+            said = f"{error.type or error.status_code}: {error.message}"
+        else:
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+        for secret in (self._access.token, self._access.webhook_secret):
+            said = said.replace(secret, REDACTED) if secret else said
+        return _ENCODED.sub(REDACTED, said)[:_MOST_CAUSE]
 
 
-#: What a read may raise: the wire, Apify's errors, answers that make no sense (`ValueError`, `KeyError`).
-_TROUBLE: Final = (httpx2.HTTPError, ApifyClientError, TimeoutError, ValueError, KeyError)
+_MOST_CAUSE: Final = 300
+#: What a start's webhooks look like in its URL: base64, and longer than any id.
+_ENCODED: Final = re.compile(r"[A-Za-z0-9+/=_%-]{80,}")
 
 
-def _client(access: ApifyAccess, *, retries: int) -> ApifyClientAsync:
+class _Limits(TypedDict):
+    max_retries: int
+    timeout_short: timedelta
+    timeout_medium: timedelta
+    timeout_long: timedelta
+    timeout_max: timedelta
+
+
+def _limits(access: ApifyAccess, *, retries: int) -> _Limits:
+    """httpx2 limits each wait for bytes by these, not the call: the harvest loop does that."""
     limit = timedelta(seconds=access.timeout_seconds)
-    http = Httpx2HttpClientAsync(
-        max_retries=retries, timeout_short=limit, timeout_medium=limit, timeout_long=limit, timeout_max=limit
-    )
-    return ApifyClientAsync.with_custom_http_client(access.token, api_url=access.api_url, http_client=http)
+    return {
+        "max_retries": retries,
+        "timeout_short": limit,
+        "timeout_medium": limit,
+        "timeout_long": limit,
+        "timeout_max": limit,
+    }
+
+
+def _client(access: ApifyAccess, http_client: Httpx2HttpClientAsync) -> ApifyClientAsync:
+    return ApifyClientAsync.with_custom_http_client(access.token, api_url=access.api_url, http_client=http_client)
+
+
+#: The token of the batch whose start this task sends.
+_starting: ContextVar[str] = ContextVar("starting")
+
+
+def _mark_of(batch: Batch) -> str:
+    return f"{_MARK}{batch.token};"
+
+
+class _StartClient(Httpx2HttpClientAsync):
+    """Signs each request with the batch that it starts."""
+
+    async def send_request(
+        self,
+        *,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        content: bytes | AsyncIterator[bytes] | None,
+        timeout: float | None,  # noqa: ASYNC109 - apify-client's own signature
+        stream: bool,
+    ) -> httpx2.Response:
+        signed = {**headers, "User-Agent": f"{headers.get('User-Agent', '')}; {_MARK}{_starting.get()};"}
+        return await super().send_request(
+            method=method, url=url, headers=signed, content=content, timeout=timeout, stream=stream
+        )
+
+
+class _OnlyTrouble(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
+
+
+_ONLY_TROUBLE: Final = _OnlyTrouble()
+#: Below a warning these tell each request's URL, which holds the headers of our webhooks, or its headers.
+_TALKATIVE: Final = (
+    "apify_client",
+    "httpx2",
+    *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")),
+)
+
+
+def _keep_urls_out_of_logs() -> None:
+    """At any level that is set: a filter of the logger itself is asked before every handler."""
+    for name in _TALKATIVE:
+        logging.getLogger(name).addFilter(_ONLY_TROUBLE)
 
 
 def webhooks_of(batch: Batch, access: ApifyAccess) -> WebhooksList | None:
@@ -227,9 +309,8 @@ def webhooks_of(batch: Batch, access: ApifyAccess) -> WebhooksList | None:
     return [webhook]  # type: ignore[return-value]  # apify-client does not export the type of this very dict
 
 
-def _refused_start(error: ApifyApiError) -> StartAnswer:
+def _refused_start(error: ApifyApiError, said: str) -> StartAnswer:
     """A start that was answered and not done. The error's type decides before the status: sources differ on that."""
-    said = _short(error)
     if error.type in _FULL:
         return StartPostponed(f"Apify's plan is full: {said}")
     if error.status_code in {401, 402, 403}:
@@ -268,13 +349,3 @@ def _duration(run: Run) -> float | None:
     if run.stats.run_time_secs is not None:
         return run.stats.run_time_secs
     return (run.finished_at - run.started_at).total_seconds() if run.finished_at else None
-
-
-_MOST_CAUSE: Final = 300
-
-
-def _short(error: Exception) -> str:
-    """What went wrong, without the request: its URL and headers hold secrets."""
-    if isinstance(error, ApifyApiError):
-        return f"{error.type or error.status_code}: {error.message}"[:_MOST_CAUSE]
-    return f"{type(error).__name__}: {error}".rstrip(": ")[:_MOST_CAUSE]

@@ -17,7 +17,7 @@ from app.model import BatchState
 from app.policy.harvest import LookFailed, StartLost, StartPostponed, StartRefused, Vanished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from app.apify_client import Source
     from app.policy.harvest import Batch, BatchEvent
@@ -28,7 +28,11 @@ log = get_logger(__name__)
 #: Steps under way at once; starts are limited further by `max_concurrent_runs`.
 MOST_STEPS: Final = 8
 _APPLY_AGAIN_SECONDS: Final = 1.0
-_LONGEST_LOOK_BACK: Final = timedelta(days=1)
+#: By Apify's clock and ours a run that could be a batch's started at most this long before its attempt.
+_LOOK_BACK: Final = timedelta(days=1)
+#: How long a start's answer is waited for, and the many of a look; past that nothing is known.
+START_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 300.0
 
 
 class HarvestLoop:
@@ -82,7 +86,7 @@ class HarvestLoop:
         step = await self._store.claim_batch(now)
         if step is None:
             due = await self._store.next_batch_due()
-            return None if due is None else max(0.001, (due - now).total_seconds())
+            return None if due is None else max(0.001, (due - self._clock.now()).total_seconds())
         task = asyncio.create_task(self._take(step), name=f"batch-{step.batch.id}")
         self._steps.add(task)
         task.add_done_callback(self._ended)
@@ -110,10 +114,13 @@ class HarvestLoop:
         self._raise_failures()
 
     async def _take(self, step: BatchStep) -> None:
-        event = await self._ask(step)
-        if event is None:
-            return
         batch = step.batch
+        starts = step.due_in is BatchState.QUEUED
+        limit = START_SECONDS if starts else LOOK_SECONDS
+        try:
+            event = await self._within(limit, self._ask(step))
+        except TimeoutError:
+            event = (StartLost if starts else LookFailed)(f"Apify gave no answer within {limit:.0f} s")
         moved = await self._apply(batch.id, event)
         told = log.warning if isinstance(event, _TROUBLE) else log.info
         told(
@@ -136,24 +143,46 @@ class HarvestLoop:
                 log.error("harvest.not_applied", batch_id=batch_id, reason=error.detail)  # noqa: TRY400
                 await self._clock.sleep(_APPLY_AGAIN_SECONDS)
 
-    async def _ask(self, step: BatchStep) -> BatchEvent | None:
+    async def _within(self, seconds: float, ask: Coroutine[None, None, BatchEvent]) -> BatchEvent:
+        """The answer; raises `TimeoutError` where there is none by then."""
+        asking = asyncio.create_task(ask)
+        limit: asyncio.Task[None] = asyncio.create_task(self._sleep(seconds))
+        try:
+            await asyncio.wait({asking, limit}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise TimeoutError
+            return asking.result()
+        finally:
+            asking.cancel()
+            limit.cancel()
+            await asyncio.gather(asking, limit, return_exceptions=True)
+
+    async def _sleep(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+
+    async def _ask(self, step: BatchStep) -> BatchEvent:
         """The step that is due in this state, done."""
         batch = step.batch
+        now = self._clock.now()
         match step.due_in:
             case BatchState.QUEUED:
                 return await self._source.start(batch, step.run_input)
             case BatchState.UNKNOWN:
                 assert batch.attempted_at is not None, "the schema says so"
-                attempted_at = parse_iso(batch.attempted_at)
-                taken = await self._store.taken_apify_runs(batch.id, attempted_at - _LONGEST_LOOK_BACK)
-                return await self._source.find(batch, step.run_input, attempted_at, taken)
-            case BatchState.RUNNING if batch.apify_run_id is not None:
-                return await self._source.follow(batch.apify_run_id, self._clock.now())
+                since = parse_iso(batch.attempted_at) - _LOOK_BACK
+                taken = await self._store.taken_apify_runs(batch.id, since)
+                return await self._source.find(batch, step.run_input, taken, now)
+            case BatchState.RUNNING:
+                return await self._source.follow(_run_of(batch), now)
             case BatchState.SUCCEEDED | BatchState.FAILED | BatchState.TIMED_OUT | BatchState.ABORTED:
-                assert batch.apify_run_id is not None, "a batch that never started is never due to be measured"
-                return await self._source.measure(batch.apify_run_id)
-            case _:
-                return None
+                return await self._source.measure(_run_of(batch))
+            case BatchState.STARTING | BatchState.MEASURED:
+                raise AssertionError(f"batch {batch.id} is {batch.state}: it is never due")
+
+
+def _run_of(batch: Batch) -> str:
+    assert batch.apify_run_id is not None, "the schema says so, and a batch that never started is never measured"
+    return batch.apify_run_id
 
 
 _TROUBLE: Final = (StartLost, StartPostponed, StartRefused, LookFailed, Vanished)

@@ -24,6 +24,7 @@ ENDED: Final[Mapping[str, BatchState]] = {
     "TIMED-OUT": BatchState.TIMED_OUT,
     "ABORTED": BatchState.ABORTED,
 }
+CREATED: Final = "ACTOR.RUN.CREATED"
 RESURRECTED: Final = "ACTOR.RUN.RESURRECTED"
 _BEFORE_START: Final = (BatchState.QUEUED, BatchState.STARTING, BatchState.UNKNOWN)
 
@@ -140,7 +141,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class NoneFound:
-    """A complete list of the actor's runs since the attempt holds none that could be this batch's."""
+    """A complete list of the actor's runs since the attempt, begun at `listed_at`, holds none that is this batch's."""
+
+    listed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +160,12 @@ class Vanished:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The figures after the end; `cost_usd` stays `None` as long as Apify has not settled it."""
+    """The run and its figures as they are now; `cost_usd` stays `None` as long as Apify has not settled it."""
 
+    run: ActorRun
     items: int | None
     cost_usd: float | None
     duration_seconds: float | None
-    status_message: str | None
 
 
 BatchEvent: TypeAlias = (
@@ -171,39 +174,55 @@ BatchEvent: TypeAlias = (
 
 
 def after(batch: Batch, event: BatchEvent, *, at: datetime, rules: HarvestRules) -> Batch:
-    """`batch` after `event`; the same batch if the event is old news or comes too late."""
+    """`batch` after a step of the harvest loop brought `event`, with its next step due if it has one."""
+    moved = _moved(batch, event, at, rules)
+    if moved.due_at is None and has_next_step(moved):
+        return replace(moved, due_at=iso(at + poll_interval(moved.polls, rules)))
+    return moved
+
+
+def has_next_step(batch: Batch) -> bool:
+    """Whether there is something left to ask Apify: not once it is measured, or failed without ever being a run."""
+    return batch.state is not BatchState.MEASURED and (batch.outcome is None or batch.apify_run_id is not None)
+
+
+def _moved(  # noqa: PLR0911 - a table of events, a line or two each
+    batch: Batch, event: BatchEvent, at: datetime, rules: HarvestRules
+) -> Batch:
     match event:
         case Report():
             return reported(batch, event, at=at, rules=rules)
-        case Started(run) | Found(run):
-            return reported(batch, Report(run, iso(at), "ACTOR.RUN.CREATED"), at=at, rules=rules)
+        case Started(run):
+            return reported(batch, Report(run, iso(at), CREATED), at=at, rules=rules)
+        case Found(run):
+            found = reported(batch, Report(run, iso(at), CREATED), at=at, rules=rules)
+            return found if found is batch else replace(found, due_at=iso(at))  # how it stands is asked at once
         case Measured():
             return _measured(batch, event, at, rules)
         case Vanished():
             return _vanished(batch, at)
         case LookFailed(cause):
-            return replace(
-                batch, polls=batch.polls + 1, cause=cause, due_at=iso(at + poll_interval(batch.polls, rules))
-            )
-        case StartLost() | StartPostponed() | StartRefused() | NoneFound():
+            return _look_failed(batch, cause, at, rules)
+        case NoneFound():
+            return _none_found(batch, event, at, rules) if batch.state is BatchState.UNKNOWN else batch
+        case StartLost() | StartPostponed() | StartRefused():
             return _not_started(batch, event, at, rules) if batch.state in _BEFORE_START else batch
 
 
 def _not_started(
-    batch: Batch, event: StartLost | StartPostponed | StartRefused | NoneFound, at: datetime, rules: HarvestRules
+    batch: Batch, event: StartLost | StartPostponed | StartRefused, at: datetime, rules: HarvestRules
 ) -> Batch:
     match event:
         case StartLost(cause):
-            return replace(batch, state=BatchState.UNKNOWN, cause=cause, due_at=iso(at + first_look(rules)))
+            return replace(batch, state=BatchState.UNKNOWN, cause=cause, polls=0, due_at=iso(at + first_look(rules)))
         case StartPostponed(cause):
-            wait = poll_interval(batch.polls, rules)
             return replace(
                 batch,
                 state=BatchState.QUEUED,
                 cause=cause,
                 attempts=max(0, batch.attempts - 1),
                 polls=batch.polls + 1,
-                due_at=iso(at + wait),
+                due_at=iso(at + poll_interval(batch.polls, rules)),
             )
         case StartRefused(cause):
             return replace(
@@ -214,11 +233,6 @@ def _not_started(
                 finished_at=iso(at),
                 due_at=None,
             )
-        case NoneFound():
-            certain_at = _certain_at(batch, rules)
-            if at < certain_at:
-                return replace(batch, due_at=iso(certain_at))
-            return replace(batch, state=BatchState.QUEUED, cause=None, polls=0, due_at=iso(at))
 
 
 #: A lost start is looked for this soon; most are found then, and the rest when it is certain that there is none.
@@ -229,10 +243,24 @@ def first_look(rules: HarvestRules) -> timedelta:
     return timedelta(seconds=min(_FIRST_LOOK_SECONDS, rules.look_after_seconds))
 
 
-def _certain_at(batch: Batch, rules: HarvestRules) -> datetime:
-    """When a list that shows no run proves that there is none: a run may appear in it late."""
+def _none_found(batch: Batch, event: NoneFound, at: datetime, rules: HarvestRules) -> Batch:
+    """A list shows a run late: only one begun `look_after_seconds` past the attempt proves that there is none."""
     assert batch.attempted_at is not None, "only a batch that was tried is looked for"
-    return parse_iso(batch.attempted_at) + timedelta(seconds=rules.look_after_seconds)
+    certain_at = parse_iso(batch.attempted_at) + timedelta(seconds=rules.look_after_seconds)
+    if event.listed_at < certain_at:
+        return replace(batch, due_at=iso(max(certain_at, at)))
+    return replace(batch, state=BatchState.QUEUED, cause=None, polls=0, due_at=iso(at))
+
+
+def _look_failed(batch: Batch, cause: str, at: datetime, rules: HarvestRules) -> Batch:
+    if not has_next_step(batch):
+        return batch
+    return replace(
+        batch,
+        polls=batch.polls + 1,
+        cause=cause if batch.outcome is None else batch.cause,  # why it failed outlives that nobody could be asked
+        due_at=iso(at + poll_interval(batch.polls, rules)),
+    )
 
 
 #: Times that the figures are asked for before a cost that Apify never settles is left open.
@@ -240,8 +268,15 @@ MOST_MEASURES: Final = 5
 
 
 def _measured(batch: Batch, event: Measured, at: datetime, rules: HarvestRules) -> Batch:
-    if batch.outcome is None or batch.state is BatchState.MEASURED:
+    if batch.outcome is None or not has_next_step(batch):
         return batch
+    outcome = ENDED.get(event.run.status)
+    if outcome is None:
+        return _still_running(_reopened(batch, batch.finished_at), Report(event.run, iso(at)), at, rules)
+    if _is_from_before_its_resurrection(batch, event.run.finished_at):
+        return batch
+    if _ended_again(batch, event.run):
+        return _ended(batch, Report(event.run, iso(at)), outcome, at, rules)
     if event.cost_usd is None and batch.polls + 1 < MOST_MEASURES:
         again = iso(at + timedelta(seconds=max(rules.settle_seconds, 1.0)))
         return replace(batch, polls=batch.polls + 1, due_at=again)
@@ -252,7 +287,7 @@ def _measured(batch: Batch, event: Measured, at: datetime, rules: HarvestRules) 
         items=event.items,
         cost_usd=event.cost_usd,
         duration_seconds=event.duration_seconds,
-        status_message=event.status_message or batch.status_message,
+        status_message=event.run.status_message or batch.status_message,
         due_at=None,
         polls=0,
     )
@@ -260,14 +295,14 @@ def _measured(batch: Batch, event: Measured, at: datetime, rules: HarvestRules) 
 
 def _vanished(batch: Batch, at: datetime) -> Batch:
     """What is gone cannot be measured: the batch ends with what is known of it."""
-    if batch.state is BatchState.MEASURED or batch.apify_run_id is None:
+    if batch.apify_run_id is None or not has_next_step(batch):
         return batch
     gone = f"Apify no longer has run {batch.apify_run_id}: its figures are unknown"
     return replace(
         batch,
         state=BatchState.MEASURED,
         outcome=batch.outcome or BatchState.FAILED,
-        cause=gone if batch.cause is None else f"{batch.cause}; {gone}",
+        cause=f"{batch.cause}; {gone}" if batch.outcome is not None and batch.cause else gone,
         finished_at=batch.finished_at or iso(at),
         measured_at=iso(at),
         due_at=None,
@@ -275,26 +310,41 @@ def _vanished(batch: Batch, at: datetime) -> Batch:
 
 
 def reported(batch: Batch, report: Report, *, at: datetime, rules: HarvestRules) -> Batch:
-    """`batch` after `report`; the same batch if the report is old news."""
+    """`batch` after `report`; the same batch if the report is old news, or about another run than this one is."""
+    if batch.apify_run_id not in {None, report.run.id}:
+        return batch
     outcome = ENDED.get(report.run.status)
     if outcome is None:
-        return _still_running(batch, report, at, rules)
-    return _ended(batch, report, outcome, at, rules)
+        return _running(batch, report, at, rules)
+    if _is_from_before_its_resurrection(batch, report.run.finished_at or report.at):
+        return batch
+    if batch.outcome is None or batch.apify_run_id is None or _ended_again(batch, report.run):
+        return _ended(batch, report, outcome, at, rules)
+    return batch
+
+
+def _running(batch: Batch, report: Report, at: datetime, rules: HarvestRules) -> Batch:
+    if batch.apify_run_id is None:
+        return _still_running(replace(batch, outcome=None, finished_at=None), report, at, rules)
+    if batch.outcome is not None:
+        # A look that was under way when the end was reported says `RUNNING` too: only Apify's word takes an end back.
+        resurrected = report.event == RESURRECTED and report.at > (batch.finished_at or "")
+        return _still_running(_reopened(batch, report.at), report, at, rules) if resurrected else batch
+    if report.event == RESURRECTED:
+        # Its first end is still on its way to us, and late by now.
+        batch = replace(batch, reopened_at=max(report.at, batch.reopened_at or ""))
+    return batch if report.event == CREATED else _still_running(batch, report, at, rules)
+
+
+def _reopened(batch: Batch, reopened_at: str | None) -> Batch:
+    return replace(
+        batch, outcome=None, cause=None, finished_at=None, measured_at=None, reopened_at=reopened_at, polls=0
+    )
 
 
 def _still_running(batch: Batch, report: Report, at: datetime, rules: HarvestRules) -> Batch:
     run = report.run
-    if batch.outcome is not None:
-        resurrected = report.is_fresh or (
-            report.event == RESURRECTED and (batch.finished_at is None or report.at > batch.finished_at)
-        )
-        if not resurrected:
-            return batch
-        batch = replace(
-            batch, outcome=None, cause=None, finished_at=None, measured_at=None, reopened_at=report.at, polls=0
-        )
-    elif report.event == RESURRECTED and (batch.reopened_at is None or report.at > batch.reopened_at):
-        batch = replace(batch, reopened_at=report.at)
+    polls = batch.polls + 1 if report.is_fresh else 0
     return replace(
         batch,
         state=BatchState.RUNNING,
@@ -303,21 +353,22 @@ def _still_running(batch: Batch, report: Report, at: datetime, rules: HarvestRul
         actor_id=batch.actor_id or run.actor_id,
         dataset_id=run.dataset_id or batch.dataset_id,
         started_at=batch.started_at or run.started_at or iso(at),
-        due_at=iso(at + poll_interval(batch.polls, rules)),
-        polls=batch.polls + 1 if report.is_fresh else 0,
+        due_at=iso(at + poll_interval(polls, rules)),
+        polls=polls,
         cause=None,
     )
 
 
+def _is_from_before_its_resurrection(batch: Batch, finished_at: str | None) -> bool:
+    return batch.reopened_at is not None and finished_at is not None and finished_at <= batch.reopened_at
+
+
+def _ended_again(batch: Batch, run: ActorRun) -> bool:
+    return run.finished_at is not None and run.finished_at > (batch.finished_at or "")
+
+
 def _ended(batch: Batch, report: Report, outcome: BatchState, at: datetime, rules: HarvestRules) -> Batch:
     run = report.run
-    finished_at = run.finished_at or report.at
-    from_before_its_resurrection = batch.reopened_at is not None and finished_at <= batch.reopened_at
-    if from_before_its_resurrection and not report.is_fresh:
-        return batch
-    ended_again = run.finished_at is not None and run.finished_at > (batch.finished_at or "")
-    if batch.outcome is not None and not ended_again:
-        return batch
     return replace(
         batch,
         state=outcome,
@@ -327,7 +378,7 @@ def _ended(batch: Batch, report: Report, outcome: BatchState, at: datetime, rule
         actor_id=batch.actor_id or run.actor_id,
         dataset_id=run.dataset_id or batch.dataset_id,
         started_at=batch.started_at or run.started_at or iso(at),
-        finished_at=finished_at,
+        finished_at=run.finished_at or report.at,
         measured_at=None,
         status_message=run.status_message or batch.status_message,
         cause=None if outcome is BatchState.SUCCEEDED else run.status_message or f"Apify says {run.status}",
@@ -350,11 +401,12 @@ def poll_interval(polls: int, rules: HarvestRules) -> timedelta:
 def rollup(batches: Sequence[Batch]) -> dict[str, Value]:
     """The run's figures and status as they follow from its batches, each counted once.
 
-    Keys are names of fields; a figure that is not known yet has no key. The status and end follow from the batches
+    Keys are names of fields; a figure that is not known yet has no key. Profiles are submitted once Apify has a run of
+    them. The status and end follow from the batches
     that the kickoff ordered: a run without any keeps what its caller sets.
     """
     values: dict[str, Value] = {}
-    profiles = [one.profiles for one in batches if one.profiles is not None]
+    profiles = [one.profiles for one in batches if one.profiles is not None and one.apify_run_id is not None]
     items = [one.items for one in batches if one.items is not None]
     costs = [Decimal(repr(one.cost_usd)) for one in batches if one.cost_usd is not None]
     apify_runs = [one.apify_run_id for one in batches if one.apify_run_id is not None]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from app.clock import iso
 from app.model import BatchState
-from app.policy.harvest import Batch, NoneFound, after, first_look, poll_interval
+from app.policy.harvest import Batch, LookFailed, StartLost, after, first_look
 from app.store.protocol import BatchStep
 from app.store.sqlite.batches import SELECT_BATCH, batch_of, move_batch
 from app.store.sqlite.webhooks import OTHER_HAS_RUN, release_held
@@ -33,7 +32,7 @@ UPDATE batches SET state = 'starting', attempts = attempts + 1, attempted_at = ?
 """
 MARK_CLAIMED = "UPDATE batches SET due_at = NULL WHERE id = ?"
 SELECT_INPUT = "SELECT input FROM batches WHERE id = ?"
-SELECT_TAKEN = "SELECT apify_run_id FROM batches WHERE apify_run_id IS NOT NULL AND id <> ? AND created_at >= ?"
+SELECT_TAKEN = "SELECT apify_run_id FROM batches WHERE apify_run_id IS NOT NULL AND id <> ? AND started_at >= ?"
 
 
 def next_batch_due(connection: sqlite3.Connection, rules: HarvestRules) -> str | None:
@@ -61,7 +60,7 @@ def claim_batch(connection: sqlite3.Connection, at: datetime, rules: HarvestRule
 
 
 def taken_apify_runs(connection: sqlite3.Connection, batch_id: int, since: datetime) -> frozenset[str]:
-    """The Apify runs that other batches are, of those made since then."""
+    """The Apify runs that other batches are, of those that started since then."""
     rows = connection.execute(SELECT_TAKEN, (batch_id, iso(since)))
     return frozenset(row["apify_run_id"] for row in rows)
 
@@ -79,16 +78,19 @@ def apply_event(
     """Move the batch on from where it is by now (a webhook may have been faster), and its run with it."""
     before = batch_of(connection.execute(BATCH_BY_ID, (batch_id,)).fetchone())
     moved = after(before, event, at=now, rules=rules)
-    is_another = moved.apify_run_id is not None and moved.apify_run_id != before.apify_run_id
-    if is_another and connection.execute(OTHER_HAS_RUN, (moved.apify_run_id, batch_id)).fetchone() is not None:
-        moved = after(before, NoneFound(), at=now, rules=rules)
-        is_another = False
-    if moved is before and before.due_at is None and before.state is not BatchState.MEASURED:
-        moved = replace(before, due_at=iso(now + poll_interval(before.polls, rules)))  # never left without a next look
+    if moved.apify_run_id != before.apify_run_id and _is_taken(connection, moved):
+        # Two batches with one input were lost, and the other was faster: this one's run is still to be found.
+        cause = f"Apify run {moved.apify_run_id} is another batch by now"
+        lost = LookFailed(cause) if before.state is BatchState.UNKNOWN else StartLost(cause)
+        moved = after(before, lost, at=now, rules=rules)
     move_batch(connection, moved, known, when)
-    if is_another:
+    if moved.apify_run_id != before.apify_run_id:
         release_held(connection, moved, moved.run_id, now=now, when=when, rules=rules, known=known)
     return moved
+
+
+def _is_taken(connection: sqlite3.Connection, batch: Batch) -> bool:
+    return connection.execute(OTHER_HAS_RUN, (batch.apify_run_id, batch.id)).fetchone() is not None
 
 
 RECOVER_STARTS = """

@@ -68,6 +68,8 @@ def accept_webhook(
     moved = reported(batch, event.report, at=now, rules=rules)
     is_news = moved is not batch
     move_batch(connection, replace(moved, last_webhook_at=when.at), known, when)
+    if moved.apify_run_id != batch.apify_run_id:
+        release_held(connection, moved, moved.run_id, now=now, when=when, rules=rules, known=known)
     taken = (
         WebhookTaken(WebhookOutcome.QUEUED, batch.run_id)
         if is_news
@@ -78,22 +80,20 @@ def accept_webhook(
 
 
 def find_batch(connection: sqlite3.Connection, event: WebhookEvent, when: When) -> Batch | None:
-    """The batch that the event is about: the one its URL names, or the one that is this Apify run.
+    """The batch that the event is about: the one that is this Apify run, or the one that its URL names.
 
-    A run that others started and whose webhook names one of our runs is counted as a batch of that run from then on.
+    The Apify run decides: two batches with one input may have found each other's. A batch that is another run already
+    takes no event of this one. A run that others started and whose webhook names one of our runs is counted as a batch
+    of that run from then on.
     """
     if event.report is None:
         return None
-    apify_run_id = event.report.run.id
-    if event.batch_token is not None:
-        row = connection.execute(BATCH_BY_TOKEN, (event.batch_token,)).fetchone()
-        if row is None or row["apify_run_id"] not in {None, apify_run_id}:
-            return None
-        belongs_to_another = connection.execute(OTHER_HAS_RUN, (apify_run_id, row["id"])).fetchone() is not None
-        return None if belongs_to_another else batch_of(row)
-    row = connection.execute(BATCH_BY_APIFY_RUN, (apify_run_id,)).fetchone()
+    row = connection.execute(BATCH_BY_APIFY_RUN, (event.report.run.id,)).fetchone()
     if row is not None:
         return batch_of(row)
+    if event.batch_token is not None:
+        row = connection.execute(BATCH_BY_TOKEN, (event.batch_token,)).fetchone()
+        return batch_of(row) if row is not None and row["apify_run_id"] is None else None
     if event.run_id is None or connection.execute(RUN_EXISTS, (event.run_id,)).fetchone() is None:
         return None
     connection.execute(INSERT_OBSERVED, {"run_id": event.run_id, "at": when.at})
