@@ -76,8 +76,8 @@ def decode_webhook(
     event_type = _parse(_Event, body).event_type
     text = body.decode("utf-8", errors="replace")
     dispatch_id = headers.get(DISPATCH_HEADER) or None
-    if dispatch_id is not None and len(dispatch_id) > MAX_RUN_ID:
-        raise Malformed(f"{DISPATCH_HEADER} is too long")
+    if dispatch_id is not None and not (dispatch_id.isascii() and len(dispatch_id) <= MAX_RUN_ID):
+        raise Malformed(f"{DISPATCH_HEADER} takes at most {MAX_RUN_ID} ASCII characters")
     if not event_type.startswith(RUN_EVENTS):
         return WebhookEvent(event=event_type, body=text, dispatch_id=dispatch_id)
     payload = _parse(_Payload, body)
