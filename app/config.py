@@ -63,7 +63,6 @@ class AirtableSettings(Section):
     table: str = "Client Run Results"
     requests_per_second: Annotated[int, Field(ge=1, le=50)] = 5
     timeout_seconds: Seconds = 30.0
-    monthly_call_budget: Annotated[int, Field(ge=0)] = 100_000
     linger_seconds: SecondsOrNone = 0.0
 
     @field_validator("endpoint_url")

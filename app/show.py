@@ -32,11 +32,17 @@ _STYLES = {
 def make_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table in which nothing is taken for markup: what callers wrote is shown as they wrote it."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+    cells = [[_cell(value) for value in row] for row in rows]
+    # The first column names the row: it is not broken as long as there is room for it.
+    longest = max((len(row[0]) for row in cells), default=0)
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", min_width=None if place else min(longest, _WIDEST_NAME))
+    for row in cells:
+        table.add_row(*row)
     return table
+
+
+_WIDEST_NAME = 32
 
 
 def _cell(value: object) -> Text:
@@ -78,7 +84,8 @@ class Shower:
         if self._as_json:
             self._json(TypeAdapter(RunView).dump_json(run))
             return
-        about = [("sync", run.sync), ("Airtable record", run.airtable_record_id), *run.fields.items()]
+        values = [(name, _last_lines(value)) for name, value in run.fields.items()]
+        about = [("sync", run.sync), ("Airtable record", run.airtable_record_id), *values]
         self._console.print(make_table(run.run_id, ("field", "value"), about))
         if run.batches:
             batches = [
@@ -109,21 +116,8 @@ class Shower:
             self._errors(None, [error])
 
     def _errors(self, title: str | None, errors: Sequence[ErrorView]) -> None:
-        rows = [
-            (
-                one.id,
-                one.kind,
-                one.state,
-                one.run_id,
-                one.updates_held or None,
-                ", ".join(one.similar_runs),
-                one.cause or one.message,
-                one.last_at,
-            )
-            for one in errors
-        ]
-        columns = ("id", "kind", "state", "run", "held", "was meant?", "cause", "last (UTC)")
-        self._console.print(make_table(title, columns, rows))
+        rows = [(one.id, one.state, one.kind, one.run_id, _what(one)) for one in errors]
+        self._console.print(make_table(title, ("id", "state", "kind", "run", "what"), rows))
 
     def messages(self, page: Page[MessageView]) -> None:
         if self._as_json:
@@ -162,17 +156,34 @@ class Shower:
         self._console.file.write(body.decode() + "\n")
 
 
-_MESSAGE_COLUMNS = ("id", "run", "kind", "state", "fields", "attempts", "accepted (UTC)", "waits for")
+def _what(error: ErrorView) -> str:
+    """What is wrong, since when, what waits for it, and how it ended."""
+    times = "once" if error.count == 1 else f"{error.count} times"
+    held = f", holds {error.updates_held}" if error.updates_held else ""
+    parts = [error.cause or error.message, f"{times} since {error.first_at}{held}"]
+    if len(error.similar_runs) > 1:
+        parts.append(f"or was it {', '.join(error.similar_runs[1:])}?")
+    if error.resolution:
+        parts.append(f"{error.resolution} at {error.resolved_at}" + (f": {error.note}" if error.note else ""))
+    return "\n".join(parts)
+
+
+_LOG_LINES = 5
+
+
+def _last_lines(value: Json) -> Json:
+    """A log's last lines: the whole of it is in the JSON."""
+    lines = value.splitlines() if isinstance(value, str) else []
+    if len(lines) <= _LOG_LINES:
+        return value
+    return "\n".join([f"… {len(lines) - _LOG_LINES} lines before", *lines[-_LOG_LINES:]])
+
+
+_MESSAGE_COLUMNS = ("id", "state", "run", "accepted (UTC)", "what")
 
 
 def _message_row(message: MessageView) -> tuple[object, ...]:
-    return (
-        message.id,
-        message.run_id,
-        message.kind,
-        message.state,
-        ", ".join(message.fields),
-        message.attempts,
-        message.accepted_at,
-        message.waits_for,
-    )
+    what = f"{message.kind} of {', '.join(message.fields)}"
+    if message.waits_for:
+        what += f"\n{message.waits_for}"
+    return (message.id, message.state, message.run_id, message.accepted_at, what)

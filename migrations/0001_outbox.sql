@@ -383,8 +383,8 @@ SELECT run_id, accepted_at AS at, 3 AS step, id, kind || ' accepted' AS what,
     'message ' || id || ' from ' || source || ': ' || change AS detail
 FROM outbox
 UNION ALL
-SELECT run_id, delivered_at, 9, id, kind || ' delivered', 'message ' || id || ' in call ' || coalesce(call_id, '?')
-FROM outbox WHERE delivered_at IS NOT NULL
+SELECT run_id, delivered_at, 9, max(id), 'delivered', 'call ' || coalesce(call_id, '?') || ' carried ' || count(*) || ' messages'
+FROM outbox WHERE delivered_at IS NOT NULL GROUP BY run_id, delivered_at, call_id
 UNION ALL
 SELECT run_id, dead_at, 8, id, kind || ' set aside', 'message ' || id || ', see error ' || error_id
 FROM outbox WHERE dead_at IS NOT NULL
