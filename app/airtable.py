@@ -101,6 +101,8 @@ _NAMED_RECORD: Final = re.compile(r"\b(rec[A-Za-z0-9]{14})\b")
 _GONE: Final = ("ROW_DOES_NOT_EXIST", "MODEL_ID_NOT_FOUND", "RECORD_NOT_FOUND")
 _QUOTA: Final = "PUBLIC_API_BILLING_LIMIT_EXCEEDED"
 _MOST_CAUSE: Final = 500
+#: Seconds. What asks for more is mistaken, or would overflow a date.
+_LONGEST_RETRY_AFTER: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,15 @@ class AirtableError:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.type}: {self.message}" if self.message else self.type
+        text = f"{self.type}: {self.message}" if self.message else self.type
+        return text[:_MOST_CAUSE].encode(errors="replace").decode()  # half of a surrogate pair can be kept nowhere
 
 
 def decode_error_body(body: bytes, status: int) -> AirtableError:
     """Airtable answers with `{"error": {type, message}}`, `{"error": "TYPE"}` or `{"errors": [{error, message}]}`."""
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict):
         match answer.get("error") or answer.get("errors"):
@@ -128,12 +131,12 @@ def decode_error_body(body: bytes, status: int) -> AirtableError:
                 return AirtableError(kind, "")
             case [{"error": str(kind), **rest}, *_]:
                 return AirtableError(kind, _message(rest))
-    return AirtableError(f"HTTP {status}", body.decode(errors="replace").strip()[:_MOST_CAUSE])
+    return AirtableError(f"HTTP {status}", body.decode(errors="replace").strip())
 
 
 def _message(rest: Mapping[object, object]) -> str:
     message = rest.get("message")
-    return message[:_MOST_CAUSE] if isinstance(message, str) else ""
+    return message if isinstance(message, str) else ""
 
 
 def decode_failure(status: int, headers: Mapping[str, str], body: bytes, registry: Registry) -> Answer:
@@ -175,7 +178,7 @@ def _refusal(status: int, error: AirtableError, registry: Registry) -> Refused:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, in the one form that Airtable is known to send; a date is left to our own back-off."""
     value = headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else None
+    return min(float(value), _LONGEST_RETRY_AFTER) if value.isdecimal() else None
 
 
 # Sending --------------------------------------------------------------------------------------------------------
@@ -213,11 +216,11 @@ class Airtable:
                 answer = await self._threads.run(lambda table: _write(table, records, self._merge_on(claim)))
         except TimeoutError:
             return Unknown(f"no whole answer within {self._total_seconds:g} s")
-        except requests.HTTPError as error:
-            response = error.response
+        except (requests.RequestException, ValueError, TypeError, RecursionError) as error:
+            response = _refused_with(error)
+            if response is None:
+                return Unknown(_short(error))
             return decode_failure(response.status_code, response.headers, response.content, self._registry)
-        except (requests.RequestException, ValueError, TypeError) as error:  # odd bodies surface as the last two
-            return Unknown(_short(error))
         return decode_written(claim, answer, self._registry)
 
     def _merge_on(self, claim: Claim) -> str | None:
@@ -236,6 +239,12 @@ def _write(table: Table, records: Sequence[Record], merge_on: str | None) -> obj
         body["performUpsert"] = {"fieldsToMergeOn": [merge_on]}
     answer: object = table.api.request("PATCH", table.urls.records, json=body)
     return answer
+
+
+def _refused_with(error: Exception) -> requests.Response | None:
+    """The 4xx or 5xx behind an error of pyairtable, which looks into its body first and stumbles over an odd one."""
+    behind = error if isinstance(error, requests.HTTPError) else error.__context__
+    return behind.response if isinstance(behind, requests.HTTPError) else None
 
 
 def _short(error: Exception) -> str:
