@@ -227,8 +227,8 @@ async def _report(caller: Caller, sandbox: Sandbox, console: Console, store_path
     calls = len(sandbox.airtable_server.log)
     naive = caller.creates + 2 * caller.updates
     console.print(
-        f"{calls} Airtable calls, at most {most_in_a_second(sandbox)} in any second, {sandbox.airtable.calls.rate_limited} "
-        f"refused; the naive way (a look-up and a write for each update) needs {naive}.",
+        f"{calls} Airtable calls, at most {most_in_a_second(sandbox)} in any second, "
+        f"{sandbox.airtable.calls.rate_limited} refused; the naive way (a look-up and a write for each update) needs {naive}.",
         highlight=False,
     )
     console.print(

@@ -57,8 +57,9 @@ class When:
 
 SELECT_RUN_NAMES = "SELECT job_id, client_id FROM runs WHERE run_id = ?"
 INSERT_RUN = """
-INSERT INTO runs (run_id, job_id, client_id, origin, due_at, created_at, changed_at, fields, status_by)
-VALUES (:run_id, :job_id, :client_id, 'kickoff', :due_at, :at, :at, :fields, :status_by)
+INSERT INTO runs (run_id, job_id, client_id, origin, due_at, created_at, changed_at, fields, status, status_by)
+VALUES (:run_id, :job_id, :client_id, 'kickoff', :due_at, :at, :at, :fields, json_extract(:fields, '$.status'),
+    :status_by)
 """
 INSERT_BATCH = """
 INSERT INTO batches (run_id, number, token, actor_id, input, profiles, due_at, created_at)
@@ -149,6 +150,7 @@ INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at) VALUES (?
 UPDATE_FOLD = """
 UPDATE runs SET
     fields = :fields,
+    status = json_extract(:fields, '$.status'),
     changed_at = :at,
     status_by = coalesce(:status_by, status_by),
     sync = CASE sync WHEN 'failed' THEN 'failed' ELSE 'pending' END,
