@@ -148,7 +148,11 @@ def _open_error(connection: sqlite3.Connection, event: WebhookEvent, report: Rep
 
 SELECT_HELD_EVENTS = """
 SELECT id, report, batch_token, apify_run_id FROM webhook_events
-WHERE outcome = 'held' AND (apify_run_id = :apify_run_id OR run_id = :run_id AND batch_token IS NULL) ORDER BY id
+WHERE outcome = 'held' AND apify_run_id = :apify_run_id
+UNION
+SELECT id, report, batch_token, apify_run_id FROM webhook_events
+WHERE outcome = 'held' AND run_id = :run_id AND batch_token IS NULL
+ORDER BY id
 """
 RELEASE_EVENT = "UPDATE webhook_events SET outcome = 'queued', detail = NULL, batch_id = ?, run_id = ? WHERE id = ?"
 RESOLVE_UNMATCHED = """
