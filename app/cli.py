@@ -21,16 +21,14 @@ from app.config import DEFAULT_PATH, Secrets, Settings, load_settings
 from app.errors import ConfigError, NotFound, Problem, StoreError
 from app.logs import configure_logs
 from app.model import ErrorKind, ErrorState, MessageKind, MessageState, SyncState
-from app.operate import Operator, open_operator
-from app.process import serve as serve_until_stopped
-from app.process import serve_sandbox
-from app.sandbox.demo import run_demo
 from app.show import Shower
 from app.store.sqlite.store import SqliteReading, open_reading, prepare
 from app.store.views import MAX_LIMIT, ErrorFilter, MessageFilter, RunFilter, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+
+    from app.operate import Operator
 
 T = TypeVar("T")
 
@@ -91,13 +89,15 @@ def serve(
 
     Needs [airtable] base_id and AIRTABLE_API_KEY; with --sandbox it needs nothing.
     """
+    from app import process  # noqa: PLC0415  # only serve and demo need the clients, which take a second to import
+
     settings, secrets = load_settings(config), Secrets.from_environment()
     configure_logs(secrets.all())
     if sandbox:
         journal = Path(f"{settings.store.path}.sandbox-airtable.jsonl")
-        code = asyncio.run(serve_sandbox(settings, secrets, journal))
+        code = asyncio.run(process.serve_sandbox(settings, secrets, journal))
     else:
-        code = asyncio.run(serve_until_stopped(settings, secrets))
+        code = asyncio.run(process.serve(settings, secrets))
     raise typer.Exit(code)
 
 
@@ -107,6 +107,8 @@ def demo(config: Config = None) -> None:
 
     Uses a store of its own (data/demo.db), made anew each time. Exits 1 if anything is not as it should be.
     """
+    from app.sandbox.demo import run_demo  # noqa: PLC0415
+
     settings = load_settings(config)
     configure_logs((), quiet=True)
     all_well = asyncio.run(run_demo(settings, Path("data/demo.db")))
@@ -273,6 +275,8 @@ def _read(settings: Settings, look: Callable[[SqliteReading], Awaitable[T]]) -> 
 
 
 def _operate(config: Path | None, change: Callable[[Operator], Coroutine[None, None, T]]) -> T:
+    from app.operate import open_operator  # noqa: PLC0415
+
     async def operating() -> T:
         settings, secrets = load_settings(config), Secrets.from_environment()
         async with open_operator(settings, secrets) as operator:

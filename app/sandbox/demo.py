@@ -228,7 +228,8 @@ async def _report(caller: Caller, sandbox: Sandbox, console: Console, store_path
     naive = caller.creates + 2 * caller.updates
     console.print(
         f"{calls} Airtable calls, at most {most_in_a_second(sandbox)} in any second, "
-        f"{sandbox.airtable.calls.rate_limited} refused; the naive way (a look-up and a write for each update) needs {naive}.",
+        f"{sandbox.airtable.calls.rate_limited} refused; the naive way (a look-up and a write for each update) "
+        f"needs {naive}.",
         highlight=False,
     )
     console.print(
