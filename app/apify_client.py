@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypedDict, get_args
 from urllib.parse import urlencode
@@ -91,10 +91,10 @@ class Source(Protocol):
 class ApifyAccess:
     """`public_url` is where Apify reaches our webhook; without one a run's end is found by asking."""
 
-    token: str
+    token: str = field(repr=False)
     api_url: str
     public_url: str
-    webhook_secret: str
+    webhook_secret: str = field(repr=False)
     timeout_seconds: float = 30.0
 
 

@@ -35,7 +35,7 @@ _PATIENCE, _PATIENCE_WITH_THE_HUNG = 5.0, 0.05
 #: Times in a row that nothing is under way: a step may be between its claim and its request.
 _LOOKS = 3
 _LONGEST_STEP = timedelta(seconds=30)
-_HANGS = {"hung", "applied_then_hang"}
+_HANGS = {"hung", "applied_then_hang", "applied_late"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +148,13 @@ class Harvesting:
 
     async def _come_to_rest(self) -> None:
         """Let what is under way come to its end, unless it hangs."""
-        hangs = any(one.status is None and one.fault in _HANGS for one in self.apify.log)
-        in_a_row = 0
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_WITH_THE_HUNG if hangs else _PATIENCE):
-                while in_a_row < _LOOKS:
-                    await asyncio.sleep(0.001)
-                    in_a_row = in_a_row + 1 if await self._is_at_rest() else 0
+        in_a_row, begun = 0, asyncio.get_running_loop().time()
+        while in_a_row < _LOOKS:
+            await asyncio.sleep(0.001)
+            in_a_row = in_a_row + 1 if await self._is_at_rest() else 0
+            hangs = any(one.status is None and one.fault in _HANGS for one in self.apify.log)
+            if asyncio.get_running_loop().time() - begun > (_PATIENCE_WITH_THE_HUNG if hangs else _PATIENCE):
+                return
 
     async def _is_at_rest(self) -> bool:
         service = self.house.service
