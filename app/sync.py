@@ -38,6 +38,8 @@ MOST_IN_FLIGHT: Final = 16
 #: While nobody gets a sound answer, one request at a time finds out whether that has changed.
 _PROBES: Final = 1
 _SETTLE_AGAIN_SECONDS: Final = 1.0
+#: For how long the base counts a request into its limit, which it goes on doing while we start again.
+_BASE_COUNTS: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,11 @@ class SyncLoop:
         taken_back = await self._store.recover(now)
         if taken_back:
             log.warning("sync.recovered", messages=taken_back)
+        answered_at = await self._store.last_answered()
+        if taken_back or (answered_at is not None and now - answered_at < _BASE_COUNTS):
             self._window.fill(self._clock.monotonic())
         pause = self._rules.pauses.rate_limit_pause_seconds
-        limited_at = await self._store.last_rate_limited(now - timedelta(seconds=pause))
+        limited_at = await self._store.last_rate_limited(now - timedelta(seconds=2 * pause))  # by when it was sent
         if limited_at is not None:
             left = pause - (now - limited_at).total_seconds()
             self._window.rest(self._clock.monotonic(), max(0.0, left))

@@ -72,7 +72,7 @@ class RequestWindow:
             self._took.append(now - departure.left_at)
 
     def fill(self, now: float) -> None:
-        """Count as many requests as a second holds: what an unclean stop may have sent just before."""
+        """Count as many requests as a second holds: what we may have sent just before a restart."""
         self._departures = [Departure(now, now + WINDOW_SECONDS) for _ in range(self.per_second)]
 
     def rest(self, now: float, seconds: float) -> None:

@@ -104,6 +104,10 @@ class Outbox(Protocol):
 
     async def last_rate_limited(self, since: datetime) -> datetime | None: ...
 
+    async def last_answered(self) -> datetime | None:
+        """When the last answer of Airtable was kept."""
+        ...
+
 
 class Harvest(Protocol):
     """Following the batches."""

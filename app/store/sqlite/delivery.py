@@ -229,3 +229,15 @@ def last_rate_limited(connection: sqlite3.Connection, since: datetime) -> str | 
     """When the base last said that it was asked too often: its pause outlives a restart of ours."""
     row = connection.execute(SELECT_LAST_LIMITED, (iso(since),)).fetchone()
     return None if row is None else row["finished_at"]
+
+
+# As many of the latest as can have been under way together: they are answered in any order.
+SELECT_LAST_ANSWERED = """
+SELECT max(finished_at) AS at FROM (SELECT finished_at FROM airtable_calls ORDER BY id DESC LIMIT 64)
+"""
+
+
+def last_answered(connection: sqlite3.Connection) -> str | None:
+    """When the base last answered: what it counted in that second outlives a restart of ours."""
+    at: str | None = connection.execute(SELECT_LAST_ANSWERED).fetchone()["at"]
+    return at

@@ -166,6 +166,10 @@ class SqliteStore(SqliteReading):
     async def recover_batches(self, at: datetime) -> int:
         return await self._writer.run(lambda connection: harvest.recover_batches(connection, at, self._rules))
 
+    async def last_answered(self) -> datetime | None:
+        last = await self._reader.run(delivery.last_answered)
+        return None if last is None else parse_iso(last)
+
     # Replay
 
     async def retry(self, message_id: int, at: datetime) -> None:
