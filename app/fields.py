@@ -165,8 +165,8 @@ def fold(current: Fold, change: Change) -> dict[str, Value]:
         values[name] = number + before if isinstance(before, int | Decimal) else number
     for name, lines in change.append.items():
         before = values.get(name)
-        kept = [before] if isinstance(before, str) and before else []
-        values[name] = "\n".join([*kept, *lines])[-MAX_TEXT:]
+        kept = [before] if isinstance(before, str) else []  # an empty text is one empty line
+        values[name] = "\n".join([*kept, *lines])[-MAX_TEXT:] if kept or lines else None
     return values
 
 
