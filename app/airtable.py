@@ -16,19 +16,24 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import requests
 from pyairtable import Api
-from pydantic import BaseModel, ValidationError
+from pyairtable.formulas import CREATED_TIME, DATETIME_PARSE, EQ, IS_AFTER, OR, Field
+from pydantic import BaseModel, JsonValue, ValidationError
 
+from app.clock import iso
 from app.fields import RUN_ID, plain
 from app.model import RECORDS_PER_CALL, ErrorKind
+from app.policy.asking import Column, Described, FoundRecord, Listed
 from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
     from pyairtable import Table
 
     from app.fields import Registry
     from app.model import Json
+    from app.policy.asking import DescribeAnswer, Failure, ListAnswer
     from app.policy.delivery import Answer, Claim
 
 T = TypeVar("T")
@@ -87,12 +92,53 @@ def decode_written(claim: Claim, answer: object, registry: Registry) -> Answer:
     try:
         records = _WrittenRecords.model_validate(answer).records
     except ValidationError as error:
-        return Unknown(f"Airtable's answer makes no sense: {error.errors(include_url=False)[0]['msg']}", 200)
+        return Unknown(_senseless(error), 200)
     if claim.creating:
         column = registry[RUN_ID].column
         return Written({run_id: one.id for one in records if isinstance(run_id := one.fields.get(column), str)})
     answered = {one.id for one in records}
     return Written({run.run_id: run.record_id for run in claim.runs if run.record_id and run.record_id in answered})
+
+
+def _senseless(error: ValidationError) -> str:
+    return f"Airtable's answer makes no sense: {error.errors(include_url=False)[0]['msg']}"
+
+
+class _ListedRecords(BaseModel):
+    records: list[_FoundRecord]
+    offset: str | None = None
+
+
+class _FoundRecord(BaseModel):
+    id: str
+    fields: dict[str, JsonValue] = {}
+
+
+class _Choice(BaseModel):
+    name: str
+
+
+class _Options(BaseModel):
+    choices: list[_Choice] = []
+
+
+class _DescribedField(BaseModel):
+    name: str
+    type: str
+    options: _Options | None = None
+
+    def to_column(self) -> Column:
+        return Column(self.name, self.type, tuple(one.name for one in self.options.choices) if self.options else ())
+
+
+class _DescribedTable(BaseModel):
+    id: str
+    name: str
+    fields: list[_DescribedField]
+
+
+class _DescribedTables(BaseModel):
+    tables: list[_DescribedTable]
 
 
 #: `Field "X" cannot accept the provided value`, `Unknown field name: "X"`
@@ -101,6 +147,8 @@ _NAMED_RECORD: Final = re.compile(r"\b(rec[A-Za-z0-9]{14})\b")
 _GONE: Final = ("ROW_DOES_NOT_EXIST", "MODEL_ID_NOT_FOUND", "RECORD_NOT_FOUND")
 _QUOTA: Final = "PUBLIC_API_BILLING_LIMIT_EXCEEDED"
 _MOST_CAUSE: Final = 500
+#: Airtable lists at most a hundred records a page (a documented limit).
+RECORDS_PER_PAGE: Final = 100
 #: Seconds. What asks for more is mistaken, or would overflow a date.
 _LONGEST_RETRY_AFTER: Final = 3600.0
 
@@ -139,7 +187,7 @@ def _message(rest: Mapping[object, object]) -> str:
     return message if isinstance(message, str) else ""
 
 
-def decode_failure(status: int, headers: Mapping[str, str], body: bytes, registry: Registry) -> Answer:
+def decode_failure(status: int, headers: Mapping[str, str], body: bytes, registry: Registry) -> Failure:
     """What a 4xx or 5xx means (Airtable's documented errors; see the README of the sandbox for their shapes)."""
     error = decode_error_body(body, status)
     cause = str(error)
@@ -206,14 +254,67 @@ class Airtable:
 
     def __init__(self, access: AirtableAccess, registry: Registry) -> None:
         self._registry = registry
+        self._table = access.table
         self._total_seconds = 2 * access.timeout_seconds
         self._threads = TableThreads(access.open)
 
     async def deliver(self, claim: Claim) -> Answer:
         records = records_of(claim, self._registry)
+        answer = await self._ask(lambda table: _write(table, records, self._merge_on(claim)))
+        return decode_written(claim, answer.value, self._registry) if isinstance(answer, _Body) else answer
+
+    def _merge_on(self, claim: Claim) -> str | None:
+        return self._registry[RUN_ID].column if claim.creating else None
+
+    def close(self) -> None:
+        self._threads.close()
+
+    # Asking
+
+    async def find(self, run_ids: Sequence[str]) -> ListAnswer:
+        """The records that carry one of these run ids, in one call."""
+        column = self._registry[RUN_ID].column
+        formula = OR(*(EQ(Field(column), run_id) for run_id in run_ids))
+        return await self._list({"filterByFormula": str(formula), "pageSize": RECORDS_PER_PAGE})
+
+    async def list_since(self, since: datetime, offset: str | None) -> ListAnswer:
+        """A page of the records that were created in Airtable after `since`, with the columns that we write."""
+        after = IS_AFTER(CREATED_TIME(), DATETIME_PARSE(iso(since)))
+        columns = [field.column for field in self._registry.values()]
+        options: dict[str, object] = {"filterByFormula": str(after), "pageSize": RECORDS_PER_PAGE, "fields": columns}
+        return await self._list(options if offset is None else {**options, "offset": offset})
+
+    async def _list(self, options: dict[str, object]) -> ListAnswer:
+        answer = await self._ask(
+            lambda table: table.api.request(
+                "GET", table.urls.records, fallback=("POST", table.urls.records_post), options=options
+            )
+        )
+        if not isinstance(answer, _Body):
+            return answer
+        try:
+            page = _ListedRecords.model_validate(answer.value)
+        except ValidationError as error:
+            return Unknown(_senseless(error), 200)
+        return Listed(tuple(FoundRecord(one.id, one.fields) for one in page.records), page.offset)
+
+    async def describe(self) -> DescribeAnswer:
+        """The table's real columns (needs the scope `schema.bases:read`)."""
+        answer = await self._ask(lambda table: table.api.request("GET", table.base.urls.tables))
+        if not isinstance(answer, _Body):
+            return answer
+        try:
+            tables = _DescribedTables.model_validate(answer.value).tables
+        except ValidationError as error:
+            return Unknown(_senseless(error), 200)
+        ours = next((one for one in tables if self._table in {one.id, one.name}), None)
+        return Described(None if ours is None else tuple(one.to_column() for one in ours.fields))
+
+    async def _ask(self, call: Callable[[Table], object]) -> _Body | Failure:
+        """One request; its body, or what went wrong."""
         try:
             async with asyncio.timeout(self._total_seconds):
-                answer = await self._threads.run(lambda table: _write(table, records, self._merge_on(claim)))
+                return _Body(await self._threads.run(call))
         except TimeoutError:
             return Unknown(f"no whole answer within {self._total_seconds:g} s")
         except (requests.RequestException, ValueError, TypeError, RecursionError) as error:
@@ -221,13 +322,13 @@ class Airtable:
             if response is None:
                 return Unknown(_short(error))
             return decode_failure(response.status_code, response.headers, response.content, self._registry)
-        return decode_written(claim, answer, self._registry)
 
-    def _merge_on(self, claim: Claim) -> str | None:
-        return self._registry[RUN_ID].column if claim.creating else None
 
-    def close(self) -> None:
-        self._threads.close()
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A 2xx answer's JSON, whatever it is."""
+
+    value: object
 
 
 def _write(table: Table, records: Sequence[Record], merge_on: str | None) -> object:

@@ -7,13 +7,15 @@ process ended is taken back at the next start and sent again: upserts and record
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from app.clock import Clock, wait_until_set
 from app.errors import StoreUnavailable
 from app.logs import get_logger
+from app.policy.asking import AskedAnswer, Described, Listed
 from app.policy.delivery import (
     Answer,
     Claim,
@@ -22,11 +24,13 @@ from app.policy.delivery import (
     Settlement,
     Written,
     settle,
+    settled_call,
 )
 from app.policy.pace import BaseHealth, Departure, PauseRules, RequestWindow
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from app.airtable import Destination
     from app.store.protocol import Outbox
@@ -50,6 +54,16 @@ class SyncRules:
     shutdown_seconds: float
 
 
+AskedT = TypeVar("AskedT", bound=AskedAnswer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    method: str
+    ask: Callable[[], Awaitable[AskedAnswer]]
+    answer: asyncio.Future[AskedAnswer]
+
+
 class SyncLoop:
     def __init__(
         self, store: Outbox, destination: Destination, clock: Clock, random: random.Random, rules: SyncRules
@@ -64,6 +78,7 @@ class SyncLoop:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
+        self._questions: deque[_Question] = deque()
         self._stopping = False
 
     def wake(self) -> None:
@@ -74,6 +89,13 @@ class SyncLoop:
     async def until_idle(self) -> None:
         """Return when nothing waits and nothing is in flight."""
         await self._idle.wait()
+
+    async def ask(self, method: str, question: Callable[[], Awaitable[AskedT]]) -> AskedT:
+        """Ask Airtable something: within its limit, and when no record waits to be delivered."""
+        answer: asyncio.Future[AskedAnswer] = asyncio.get_running_loop().create_future()
+        self._questions.append(_Question(method, question, answer))
+        self.wake()
+        return await answer  # type: ignore[return-value]  # the answer to `question` is what it returns
 
     @property
     def trouble(self) -> str | None:
@@ -137,14 +159,26 @@ class SyncLoop:
             return None  # the end of one of them wakes the loop
         now = self._clock.now()
         claim = await self._store.claim(now)
+        if claim is None and (question := self._next_question()) is not None:
+            self._carry_in_flight(self._put(question, self._window.leave(self._clock.monotonic())))
+            return 0.0
         if claim is None:
             due = await self._store.next_due()
             return None if due is None else max(0.001, (due - now).total_seconds())
-        departure = self._window.leave(self._clock.monotonic())
-        task = asyncio.create_task(self._carry(claim, departure), name=f"airtable-call-{claim.call_id}")
+        self._carry_in_flight(self._carry(claim, self._window.leave(self._clock.monotonic())))
+        return 0.0
+
+    def _carry_in_flight(self, carrying: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(carrying, name="airtable-call")
         self._in_flight.add(task)
         task.add_done_callback(self._landed)
-        return 0.0
+
+    def _next_question(self) -> _Question | None:
+        while self._questions:
+            question = self._questions.popleft()
+            if not question.answer.done():  # whoever asked has not gone
+                return question
+        return None
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is None:
@@ -174,7 +208,28 @@ class SyncLoop:
             else:
                 return
 
-    def _note(self, answer: Answer) -> None:
+    async def _put(self, question: _Question, departure: Departure) -> None:
+        call_id = await self._store.begin_call(question.method, self._clock.now())
+        answer = await question.ask()
+        answered_at = self._clock.monotonic()
+        self._window.answered(departure, answered_at, soundly=isinstance(answer, Listed | Described))
+        self._note(answer)
+        settlement = settled_call(call_id, answer)
+        records = len(answer.records) if isinstance(answer, Listed) else 0
+        await self._store.end_call(settlement, records, self._clock.now())
+        log.info(
+            "sync.asked",
+            call_id=call_id,
+            method=question.method,
+            records=records,
+            outcome=settlement.outcome,
+            reason=settlement.error,
+            seconds=round(answered_at - departure.left_at, 3),
+        )
+        if not question.answer.done():
+            question.answer.set_result(answer)
+
+    def _note(self, answer: Answer | AskedAnswer) -> None:
         before = self._health.trouble
         rest = self._health.rest_after(answer, self._rules.pauses, self._rules.retry)
         if rest > 0.0:

@@ -145,7 +145,7 @@ BEGIN SELECT RAISE (ABORT, 'only what was delivered may be removed'); END;
 -- Every request to Airtable, written before it is sent and completed with its answer.
 CREATE TABLE airtable_calls (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    method TEXT NOT NULL,                            -- create (an upsert on the run id), update (by record id)
+    method TEXT NOT NULL,                            -- create (upsert on the run id), update, find, list, describe
     outcome TEXT NOT NULL DEFAULT 'in_flight' CHECK (outcome IN
         ('in_flight', 'ok', 'refused', 'rate_limited', 'quota', 'denied', 'unknown', 'interrupted')),
     status INTEGER,                                  -- HTTP status, when there was an answer

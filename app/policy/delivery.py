@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from app.fields import Fold
+    from app.policy.asking import AskedAnswer
 
 # What is sent ---------------------------------------------------------------------------------------------------
 
@@ -101,15 +102,6 @@ class Unknown:
 
 Answer: TypeAlias = Written | Refused | RateLimited | QuotaExhausted | Denied | Unknown
 
-OUTCOMES: Final[Mapping[type[Answer], CallOutcome]] = {
-    Written: CallOutcome.OK,
-    Refused: CallOutcome.REFUSED,
-    RateLimited: CallOutcome.RATE_LIMITED,
-    QuotaExhausted: CallOutcome.QUOTA,
-    Denied: CallOutcome.DENIED,
-    Unknown: CallOutcome.UNKNOWN,
-}
-
 
 # What it means --------------------------------------------------------------------------------------------------
 
@@ -161,6 +153,23 @@ class RetryRules:
         return timedelta(seconds=longest * random.uniform(0.5, 1.0))
 
 
+def settled_call(call_id: int, answer: Answer | AskedAnswer, runs: tuple[RunSettlement, ...] = ()) -> Settlement:
+    """How a call ended, with what became of the runs that it carried."""
+    outcome, error = CallOutcome.OK, None
+    match answer:
+        case Refused(_, cause):
+            outcome, error = CallOutcome.REFUSED, cause
+        case RateLimited(cause):
+            outcome, error = CallOutcome.RATE_LIMITED, cause
+        case QuotaExhausted(cause):
+            outcome, error = CallOutcome.QUOTA, cause
+        case Denied(_, cause):
+            outcome, error = CallOutcome.DENIED, cause
+        case Unknown(cause):
+            outcome, error = CallOutcome.UNKNOWN, cause
+    return Settlement(call_id, outcome, answer.status, error, runs)
+
+
 def settle(claim: Claim, answer: Answer, *, at: datetime, rules: RetryRules, random: random.Random) -> Settlement:
     """What `answer` means for each run of `claim`."""
     runs: list[RunSettlement]
@@ -173,8 +182,7 @@ def settle(claim: Claim, answer: Answer, *, at: datetime, rules: RetryRules, ran
             runs = [_not_tried(run, at) for run in claim.runs]
         case Unknown():
             runs = [_unknown(run, answer, at, rules, random) for run in claim.runs]
-    error = None if isinstance(answer, Written) else answer.cause
-    return Settlement(claim.call_id, OUTCOMES[type(answer)], answer.status, error, tuple(runs))
+    return settled_call(claim.call_id, answer, tuple(runs))
 
 
 def _written(run: ClaimedRun, answer: Written, at: datetime, rules: RetryRules, random: random.Random) -> RunSettlement:

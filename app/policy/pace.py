@@ -6,9 +6,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from app.policy.asking import Described, Listed
 from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown, Written
 
 if TYPE_CHECKING:
+    from app.policy.asking import AskedAnswer
     from app.policy.delivery import Answer, RetryRules
 
 #: The limit is per second; the rest covers the way of a request that was quicker than the quickest we timed.
@@ -96,10 +98,10 @@ class BaseHealth:
     failures: int = 0
     trouble: str | None = None
 
-    def rest_after(self, answer: Answer, pauses: PauseRules, rules: RetryRules) -> float:
+    def rest_after(self, answer: Answer | AskedAnswer, pauses: PauseRules, rules: RetryRules) -> float:
         """Seconds for which nothing should be sent to this base after `answer`."""
         match answer:
-            case Written() | Refused():
+            case Written() | Refused() | Listed() | Described():
                 self.failures, self.trouble = 0, None
                 return 0.0
             case RateLimited():

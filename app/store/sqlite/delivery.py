@@ -198,6 +198,21 @@ def bind_base(connection: sqlite3.Connection, base_id: str, at: datetime) -> Non
         )
 
 
+# Ask ------------------------------------------------------------------------------------------------------------
+
+COUNT_RECORDS = "UPDATE airtable_calls SET records = ? WHERE id = ?"
+
+
+def begin_call(connection: sqlite3.Connection, method: str, at: datetime) -> int:
+    """Count a request that is no delivery, before it is sent."""
+    return int(connection.execute(INSERT_CALL, (method, iso(at))).lastrowid or 0)
+
+
+def end_call(connection: sqlite3.Connection, settlement: Settlement, records: int, at: datetime) -> None:
+    connection.execute(COUNT_RECORDS, (records, settlement.call_id))
+    settle(connection, settlement, at)
+
+
 # Recover --------------------------------------------------------------------------------------------------------
 
 INTERRUPT_CALLS = """

@@ -133,6 +133,12 @@ class SqliteStore(SqliteReading):
     async def settle(self, settlement: Settlement, at: datetime) -> None:
         await self._writer.run(lambda connection: delivery.settle(connection, settlement, at))
 
+    async def begin_call(self, method: str, at: datetime) -> int:
+        return await self._writer.run(lambda connection: delivery.begin_call(connection, method, at))
+
+    async def end_call(self, settlement: Settlement, records: int, at: datetime) -> None:
+        await self._writer.run(lambda connection: delivery.end_call(connection, settlement, records, at))
+
     async def bind_base(self, base_id: str, at: datetime) -> None:
         await self._writer.run(lambda connection: delivery.bind_base(connection, base_id, at))
 
