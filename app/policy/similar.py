@@ -35,7 +35,8 @@ def job_of(run_id: str) -> str:
 
 def possible_clients(run_id: str) -> tuple[str, ...]:
     """Every client id that a run id may end with: all its endings at a dash, longest first, undoubled."""
-    parts = run_id.removeprefix(job_of(run_id)).strip("-").split("-")
+    found = _JOB_ID.match(run_id)
+    parts = run_id[found.end() if found else 0 :].strip("-").split("-")
     endings = ["-".join(parts[start:]) for start in range(len(parts))]
     return tuple(dict.fromkeys(ending for ending in endings if ending))
 
