@@ -1,0 +1,53 @@
+"""What is asked of Airtable beside deliveries, and what the answers say. Cells are by column, as Airtable has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from app.model import Json
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRecord:
+    """A record as Airtable has it; empty cells are missing."""
+
+    id: str
+    cells: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A page of records; `offset` asks for the next one, `None` on the last."""
+
+    records: tuple[FoundRecord, ...]
+    offset: str | None = None
+    status: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the real table: its type in Airtable's words, and a select's options."""
+
+    name: str
+    type: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The table's real schema; `None` where the base has no such table."""
+
+    columns: tuple[Column, ...] | None
+    status: int = 200
+
+
+Failure: TypeAlias = Refused | RateLimited | QuotaExhausted | Denied | Unknown
+ListAnswer: TypeAlias = Listed | Failure
+DescribeAnswer: TypeAlias = Described | Failure
+AskedAnswer: TypeAlias = Listed | Described | Failure
