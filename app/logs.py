@@ -24,24 +24,24 @@ class Redaction:
     """Cuts secrets out of an event: every known value wherever it stands, and whatever a telling name carries."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
-        self._secrets = sorted(secrets, key=len, reverse=True)
+        self._secrets = sorted(filter(None, secrets), key=len, reverse=True)
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        return {
-            name: REDACTED if name.lower().endswith(_SECRET_NAMES) else self._clean(value)
-            for name, value in event.items()
-        }
+        return {name: self._named(name, value) for name, value in event.items()}
 
     def text(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
         return text
 
+    def _named(self, name: str, value: object) -> object:
+        return REDACTED if name.lower().endswith(_SECRET_NAMES) else self._clean(value)
+
     def _clean(self, value: object) -> object:
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
-            return {self._clean(name): self._clean(one) for name, one in value.items()}
+            return {self.text(str(name)): self._named(str(name), one) for name, one in value.items()}
         if isinstance(value, list | tuple):
             return [self._clean(one) for one in value]
         if isinstance(value, bool | int | float) or value is None:
