@@ -402,10 +402,11 @@ def rollup(batches: Sequence[Batch]) -> dict[str, Value]:
     """The run's figures and status as they follow from its batches, each counted once.
 
     Keys are names of fields; a figure that is not known yet has no key. Profiles are submitted once Apify has a run of
-    them. The status and end follow from the batches
-    that the kickoff ordered: a run without any keeps what its caller sets.
+    them. The status and end follow from the batches that the kickoff ordered: a run without any keeps what its caller
+    sets.
     """
     values: dict[str, Value] = {}
+    batches = sorted(batches, key=lambda one: one.number)
     profiles = [one.profiles for one in batches if one.profiles is not None and one.apify_run_id is not None]
     items = [one.items for one in batches if one.items is not None]
     costs = [Decimal(repr(one.cost_usd)) for one in batches if one.cost_usd is not None]
