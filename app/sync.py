@@ -41,7 +41,7 @@ log = get_logger(__name__)
 MOST_IN_FLIGHT: Final = 16
 #: While nobody gets a sound answer, one request at a time finds out whether that has changed.
 _PROBES: Final = 1
-_SETTLE_AGAIN_SECONDS: Final = 1.0
+_STORE_AGAIN_SECONDS: Final = 1.0
 #: For how long the base counts a request into its limit, which it goes on doing while we start again.
 _BASE_COUNTS: Final = timedelta(seconds=1)
 
@@ -75,6 +75,7 @@ class SyncLoop:
         self._rules = rules
         self._window = RequestWindow(rules.requests_per_second)
         self._health = BaseHealth()
+        self._store_trouble: str | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -100,7 +101,7 @@ class SyncLoop:
     @property
     def trouble(self) -> str | None:
         """Why nothing reaches Airtable at the moment, for `/readyz`; `None` while it does."""
-        return self._health.trouble
+        return self._store_trouble or self._health.trouble
 
     @property
     def rests_for(self) -> float:
@@ -158,7 +159,13 @@ class SyncLoop:
         if len(self._in_flight) >= (_PROBES if self._health.trouble else MOST_IN_FLIGHT):
             return None  # the end of one of them wakes the loop
         now = self._clock.now()
-        claim = await self._store.claim(now)
+        try:
+            claim = await self._store.claim(now)
+        except StoreUnavailable as error:  # it passes: the disk is full, say, or a person holds the database
+            self._store_trouble = f"the store gives nothing out to send: {error.detail}"
+            log.error("sync.not_claimed", reason=error.detail)  # noqa: TRY400
+            return _STORE_AGAIN_SECONDS
+        self._store_trouble = None
         if claim is None and (question := self._next_question()) is not None:
             self._carry_in_flight(self._put(question, self._window.leave(self._clock.monotonic())))
             return 0.0
@@ -204,7 +211,7 @@ class SyncLoop:
             except StoreUnavailable as error:
                 # The disk is full, say: what Airtable answered must not be forgotten, or it would be sent again.
                 log.error("sync.not_settled", call_id=claim.call_id, reason=error.detail)  # noqa: TRY400
-                await self._clock.sleep(_SETTLE_AGAIN_SECONDS)
+                await self._clock.sleep(_STORE_AGAIN_SECONDS)
             else:
                 return
 
