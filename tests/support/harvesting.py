@@ -35,7 +35,7 @@ _PATIENCE, _PATIENCE_WITH_THE_HUNG = 5.0, 0.05
 #: Times in a row that nothing is under way: a step may be between its claim and its request.
 _LOOKS = 3
 _LONGEST_STEP = timedelta(seconds=30)
-_HANGS = {"hung", "applied_then_hang", "applied_late"}
+_HANGS = {"hung", "applied_then_hang", "applied_late", "slow"}
 
 
 @dataclass(frozen=True, slots=True)
