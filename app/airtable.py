@@ -275,13 +275,13 @@ class Airtable:
         """The records that carry one of these run ids, in one call."""
         column = self._registry[RUN_ID].column
         formula = OR(*(EQ(Field(column), run_id) for run_id in run_ids))
-        return await self._list({"filterByFormula": str(formula), "pageSize": RECORDS_PER_PAGE})
+        return await self._list({"formula": str(formula), "page_size": RECORDS_PER_PAGE})
 
     async def list_since(self, since: datetime, offset: str | None) -> ListAnswer:
         """A page of the records that were created in Airtable after `since`, with the columns that we write."""
         after = IS_AFTER(CREATED_TIME(), DATETIME_PARSE(iso(since)))
         columns = [field.column for field in self._registry.values()]
-        options: dict[str, object] = {"filterByFormula": str(after), "pageSize": RECORDS_PER_PAGE, "fields": columns}
+        options: dict[str, object] = {"formula": str(after), "page_size": RECORDS_PER_PAGE, "fields": columns}
         return await self._list(options if offset is None else {**options, "offset": offset})
 
     async def _list(self, options: dict[str, object]) -> ListAnswer:

@@ -268,6 +268,19 @@ class Registry(Mapping[str, Field]):
         flaws.raise_if_any()
         return Change(setting, adding, appending)
 
+    def read_cells(self, cells: Mapping[str, Json]) -> dict[str, Value]:
+        """The values of a record's cells; a cell that the registry does not know, or of another type, is left out."""
+        values: dict[str, Value] = {}
+        for column, cell in cells.items():
+            name = self._names_by_column.get(column)
+            if name is None or cell is None:
+                continue
+            try:
+                values[name] = self._fields[name].check(cell)
+            except ValueError:
+                continue
+        return values
+
     def _known(self, name: str, pointer: str, flaws: _Flaws) -> Field | None:
         known = self._fields.get(name)
         if known is None:

@@ -86,6 +86,7 @@ class Intake:
         new_token: Callable[[], str],
         actor_id: str,
         on_work: Callable[[], None],
+        on_missing: Callable[[], None],
     ) -> None:
         self._store = store
         self._registry = registry
@@ -93,6 +94,7 @@ class Intake:
         self._new_token = new_token
         self._actor_id = actor_id
         self._on_work = on_work
+        self._on_missing = on_missing
 
     async def create_run(self, request: KickoffRequest, idempotency_key: str | None) -> Created:
         """Create the run, or find that it exists.
@@ -134,7 +136,9 @@ class Intake:
         outcome = await self._store.accept_update(update, self._clock.now())
         if isinstance(outcome, Held):
             _log_missing(run_id, outcome.error)
-        self._on_work()
+            self._on_missing()
+        else:
+            self._on_work()
         return outcome
 
     async def take_webhook(self, event: WebhookEvent) -> WebhookTaken:
@@ -143,9 +147,10 @@ class Intake:
         log.info("webhook.taken", webhook=event.event, outcome=taken.outcome, run_id=taken.run_id, detail=taken.detail)
         if taken.error is not None and taken.error.kind is ErrorKind.MISSING_RECORD and event.run_id is not None:
             _log_missing(event.run_id, taken.error)
+            self._on_missing()
         elif taken.error is not None:
             log.error("webhook.unmatched", detail=taken.error.message, error_id=taken.error.id)
-        if taken.outcome is not WebhookOutcome.DUPLICATE:
+        elif taken.outcome is not WebhookOutcome.DUPLICATE:
             self._on_work()
         return taken
 

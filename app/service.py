@@ -22,6 +22,7 @@ from app.errors import ConfigError
 from app.harvest import HarvestLoop
 from app.intake import Intake
 from app.logs import get_logger
+from app.lookups import LookupLoop
 from app.store.sqlite.store import open_store
 from app.sync import SyncLoop, SyncRules
 from app.web.application import make_application
@@ -57,19 +58,22 @@ class Sources:
     body_seconds: float = 30.0
 
 
-class Loop(Protocol):
+class Watch(Protocol):
     async def run(self) -> None: ...
 
+
+class Loop(Watch, Protocol):
     def stop(self) -> None: ...
 
 
 class Service:
     """A running service: where it listens, its store and its loops. `harvest` is missing without an Apify token."""
 
-    def __init__(self, url: str, store: Store, sync: SyncLoop) -> None:
+    def __init__(self, url: str, store: Store, sync: SyncLoop, lookups: LookupLoop) -> None:
         self.url = url
         self.store = store
         self.sync = sync
+        self.lookups = lookups
         self.harvest: HarvestLoop | None = None
         self.stopping = False
         self.loops: list[asyncio.Task[None]] = []
@@ -120,9 +124,11 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
         stack.callback(airtable.close)
         sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings))
         listener = stack.enter_context(_bind(settings))
-        service = Service(_url_of(listener), store, sync)
+        lookups = LookupLoop(store, sync, airtable, settings.registry(), sources.clock)
+        service = Service(_url_of(listener), store, sync, lookups)
         await sync.recover()
         await stack.enter_async_context(_looping(sync, service))
+        await stack.enter_async_context(_watching(lookups, service))
         if secrets.apify_token:
             apify = Apify(_apify_access(settings, secrets, service.url))
             stack.push_async_callback(apify.close)
@@ -149,6 +155,18 @@ async def _looping(loop: Loop, service: Service) -> AsyncIterator[None]:
         yield
     finally:
         loop.stop()
+        await asyncio.wait([task])
+
+
+@contextlib.asynccontextmanager
+async def _watching(loop: Watch, service: Service) -> AsyncIterator[None]:
+    """A loop that only asks: it has nothing to bring to an end, and is cancelled."""
+    task = asyncio.create_task(loop.run(), name=type(loop).__name__)
+    service.loops.append(task)
+    try:
+        yield
+    finally:
+        task.cancel()
         await asyncio.wait([task])
 
 
@@ -224,6 +242,7 @@ async def _serving(
         new_token=sources.new_token,
         actor_id=settings.apify.actor_id,
         on_work=service.wake,
+        on_missing=service.lookups.wake,
     )
     calls = Calls(
         intake,

@@ -176,10 +176,14 @@ CREATE TABLE errors (
     resolved_at TEXT CHECK (resolved_at GLOB '????-??-??T??:??:??.???Z'),
     resolution TEXT,                                 -- created_late, adopted, matched, replayed, by_hand, no_longer_seen
     note TEXT,
+    looks INTEGER NOT NULL DEFAULT 0 CHECK (looks >= 0), -- times that Airtable was asked for a missing record
+    look_due_at TEXT CHECK (look_due_at GLOB '????-??-??T??:??:??.???Z'),  -- when it is asked next
+    CHECK (look_due_at IS NULL OR (kind = 'missing_record' AND state = 'open')),
     CHECK ((state = 'resolved') = (resolved_at IS NOT NULL AND resolution IS NOT NULL))
 ) STRICT;
 CREATE UNIQUE INDEX errors_one_missing_record ON errors (run_id) WHERE kind = 'missing_record' AND state = 'open';
 CREATE UNIQUE INDEX errors_one_unmatched_webhook ON errors (cause) WHERE kind = 'unmatched_webhook' AND state = 'open';
+CREATE INDEX errors_look_due ON errors (look_due_at) WHERE look_due_at IS NOT NULL;
 CREATE INDEX errors_by_kind ON errors (kind, state, id);
 CREATE INDEX errors_by_state ON errors (state, id);
 CREATE INDEX errors_by_run ON errors (run_id, id);
@@ -406,6 +410,9 @@ UNION ALL
 SELECT run_id, received_at, 1, id, 'webhook ' || outcome,
     event || coalesce(' of Apify run ' || apify_run_id, '') || coalesce(': ' || detail, '')
 FROM webhook_events WHERE run_id IS NOT NULL
+UNION ALL
+SELECT run_id, created_at, 3, id, 'run adopted', 'its record in Airtable is ' || airtable_record_id
+FROM runs WHERE origin = 'adopted'
 UNION ALL
 SELECT run_id, created_at, 5, id, 'batch queued', 'batch ' || number || coalesce(', ' || profiles || ' profiles', '') FROM batches
 UNION ALL

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
+    from app.fields import Fold
     from app.model import BatchState, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, Report
@@ -53,6 +55,14 @@ class BatchStep:
     batch: Batch
     due_in: BatchState
     run_input: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A record found in Airtable for a run that nobody kicked off here, and the values of its cells."""
+
+    record_id: str
+    values: Fold
 
 
 class Intake(Protocol):
@@ -131,6 +141,20 @@ class Harvest(Protocol):
     async def recover_batches(self, at: datetime) -> int: ...
 
 
+class Missing(Protocol):
+    """Looking for runs that nobody kicked off here."""
+
+    async def due_looks(self, at: datetime, limit: int) -> Sequence[str]:
+        """Missing run ids whose look is due, longest due first."""
+        ...
+
+    async def next_look_due(self) -> datetime | None: ...
+
+    async def settle_looks(self, found: Mapping[str, Sequence[Adoption]], at: datetime) -> Sequence[str]:
+        """Adopt each run of which exactly one record was found, look for the others later; the ids of the adopted."""
+        ...
+
+
 class Replay(Protocol):
     """What a person decides."""
 
@@ -167,7 +191,7 @@ class Reading(Protocol):
         ...
 
 
-class Store(Intake, Outbox, Harvest, Replay, Reading, Protocol):
+class Store(Intake, Outbox, Harvest, Missing, Replay, Reading, Protocol):
     async def check(self) -> None:
         """Raises `StoreUnavailable` when a commit would fail now."""
         ...

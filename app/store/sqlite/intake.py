@@ -95,7 +95,8 @@ def accept_create(connection: sqlite3.Connection, kickoff: Kickoff, *, now: date
     _insert_run(connection, kickoff, run_id, job_id, when)
     _insert_batches(connection, run_id, kickoff.batches, when)
     _remember(connection, KICKOFF_SCOPE, kickoff.idempotency, run_id, when)
-    return Created(run_id, created=True, held_applied=_apply_held(connection, run_id, when))
+    held = apply_held(connection, run_id, when, Resolution.CREATED_LATE, "the kickoff came after all")
+    return Created(run_id, created=True, held_applied=held)
 
 
 def _already_exists(connection: sqlite3.Connection, run_id: str, when: When) -> Created:
@@ -211,12 +212,14 @@ SELECT_HELD = "SELECT id, change FROM held_updates WHERE run_id = ? AND state = 
 MARK_APPLIED = "UPDATE held_updates SET state = 'applied', settled_at = ?, message_id = ? WHERE id = ?"
 SELECT_MISSING = "SELECT * FROM errors WHERE kind = 'missing_record' AND state = 'open' AND run_id = ?"
 COUNT_ERROR = "UPDATE errors SET count = count + 1, last_at = ? WHERE id = ?"
+# Airtable is asked a second later, so that what is missing together is asked for in one call.
 INSERT_MISSING = """
-INSERT INTO errors (kind, run_id, client_id, message, similar_runs, first_at, last_at)
-VALUES ('missing_record', ?, ?, ?, ?, ?, ?)
+INSERT INTO errors (kind, run_id, client_id, message, similar_runs, first_at, last_at, look_due_at)
+VALUES ('missing_record', :run_id, :client_id, :message, :similar_runs, :at, :at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', :at, '+1 second'))
 """
 RESOLVE_MISSING = """
-UPDATE errors SET state = 'resolved', resolved_at = ?, resolution = ?, note = ?
+UPDATE errors SET state = 'resolved', resolved_at = ?, resolution = ?, note = ?, look_due_at = NULL
 WHERE kind = 'missing_record' AND state = 'open' AND run_id = ?
 """
 SELECT_OF_JOB = "SELECT run_id FROM runs WHERE job_id = ? ORDER BY id DESC LIMIT 50"
@@ -241,9 +244,14 @@ def open_missing_record(connection: sqlite3.Connection, run_id: str, at: str) ->
     message = f"The kickoff did not create a record for run {run_id}: its updates are held until it does" + (
         f". Was {similar[0]} meant?" if similar else "."
     )
-    error = connection.execute(
-        INSERT_MISSING, (run_id, client_of(run_id), message, json.dumps(similar, ensure_ascii=False), at, at)
-    )
+    new = {
+        "run_id": run_id,
+        "client_id": client_of(run_id),
+        "message": message,
+        "similar_runs": json.dumps(similar, ensure_ascii=False),
+        "at": at,
+    }
+    error = connection.execute(INSERT_MISSING, new)
     return OpenError(int(error.lastrowid or 0), ErrorKind.MISSING_RECORD, message, similar, 1)
 
 
@@ -258,14 +266,14 @@ def _candidates(connection: sqlite3.Connection, run_id: str) -> Candidates:
     )
 
 
-def _apply_held(connection: sqlite3.Connection, run_id: str, when: When) -> int:
-    """Let the updates that waited for this run follow its create, in their order; how many there were."""
+def apply_held(connection: sqlite3.Connection, run_id: str, when: When, resolution: Resolution, note: str) -> int:
+    """Let the updates that waited for this run become its messages, in their order; how many there were."""
     held = connection.execute(SELECT_HELD, (run_id,)).fetchall()
     for row in held:
         change = Change.from_json(row["change"])
         message_id = change_run(connection, run_id, change, Source.CALLER, when)
         connection.execute(MARK_APPLIED, (when.at, message_id, row["id"]))
-    connection.execute(RESOLVE_MISSING, (when.at, Resolution.CREATED_LATE, "the kickoff came after all", run_id))
+    connection.execute(RESOLVE_MISSING, (when.at, resolution, note, run_id))
     return len(held)
 
 

@@ -78,7 +78,9 @@ def _revive(connection: sqlite3.Connection, messages: Sequence[sqlite3.Row], at:
 # Resolve --------------------------------------------------------------------------------------------------------
 
 SELECT_ERROR = "SELECT state FROM errors WHERE id = ?"
-RESOLVE = "UPDATE errors SET state = 'resolved', resolved_at = ?, resolution = ?, note = ? WHERE id = ?"
+RESOLVE = (
+    "UPDATE errors SET state = 'resolved', resolved_at = ?, resolution = ?, note = ?, look_due_at = NULL WHERE id = ?"
+)
 DISCARD_UPDATES = "UPDATE held_updates SET state = 'discarded', settled_at = ? WHERE error_id = ? AND state = 'held'"
 DISCARD_WEBHOOKS = """
 UPDATE webhook_events SET outcome = 'ignored', detail = 'discarded with its error'

@@ -11,20 +11,20 @@ from filelock import FileLock, Timeout
 
 from app.clock import parse_iso
 from app.errors import StoreError, StoreLocked
-from app.store.sqlite import delivery, harvest, intake, reading, replay, webhooks
+from app.store.sqlite import delivery, harvest, intake, missing, reading, replay, webhooks
 from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
 from app.store.sqlite.intake import When
 from app.store.sqlite.migrate import migrate, migrations_directory, missing_migrations, read_migrations
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from app.model import Created, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, HarvestRules
-    from app.store.protocol import BatchStep, WebhookEvent
+    from app.store.protocol import Adoption, BatchStep, WebhookEvent
     from app.store.views import (
         ErrorFilter,
         ErrorView,
@@ -175,6 +175,33 @@ class SqliteStore(SqliteReading):
     async def last_answered(self) -> datetime | None:
         last = await self._reader.run(delivery.last_answered)
         return None if last is None else parse_iso(last)
+
+    # Missing
+
+    async def due_looks(self, at: datetime, limit: int) -> Sequence[str]:
+        return await self._reader.run(lambda connection: missing.due_looks(connection, at, limit))
+
+    async def next_look_due(self) -> datetime | None:
+        due = await self._reader.run(missing.next_look_due)
+        return None if due is None else parse_iso(due)
+
+    async def settle_looks(self, found: Mapping[str, Sequence[Adoption]], at: datetime) -> Sequence[str]:
+        return await self._writer.run(lambda connection: self._settle_looks(connection, found, at))
+
+    def _settle_looks(
+        self, connection: sqlite3.Connection, found: Mapping[str, Sequence[Adoption]], at: datetime
+    ) -> Sequence[str]:
+        when = self._when(at)
+        adopted = [
+            run_id
+            for run_id, records in found.items()
+            if missing.settle_look(connection, run_id, records, now=at, when=when)
+        ]
+        for run_id in adopted:
+            webhooks.release_held(
+                connection, None, run_id, now=at, when=when, rules=self._rules, known=self._run_fields
+            )
+        return adopted
 
     # Replay
 

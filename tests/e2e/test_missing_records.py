@@ -1,0 +1,177 @@
+"""A missing record, step by step: held, looked for, adopted, created late, found twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.sandbox.airtable_errors import rate_limited
+from app.sandbox.faults import applied_then_dropped, server_error
+from app.sandbox.hand_clock import HandClock
+from tests.support.harness import Harness, harness, sample
+from tests.support.watching import let_time_pass, rows, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from app.model import Json
+
+RUN_ID = "251007-070457-Guy-Wilson"
+BY_HAND: dict[str, Json] = {
+    "Run ID": RUN_ID,
+    "Client ID": "Guy-Wilson",
+    "Status": "Running",
+    "Total Posts Harvested": 5,
+    "Progress Log": "by hand",
+}
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+async def slow_house(tmp_path: Path, clock: HandClock) -> AsyncIterator[Harness]:
+    """A house whose time passes by hand."""
+    async with harness(tmp_path, clock=clock) as made:
+        yield made
+
+
+async def add_posts(house: Harness, posts: int, key: str | None = None) -> dict[str, Json]:
+    headers = {"Idempotency-Key": key} if key else None
+    answer = await house.call("PATCH", f"/runs/{RUN_ID}", {"add": {"posts_harvested": posts}}, headers=headers)
+    assert answer.status == 202
+    return answer.json()
+
+
+def looks(house: Harness) -> int:
+    return sum(request.method == "GET" for request in house.airtable_server.log)
+
+
+async def resolved(house: Harness) -> str | None:
+    found = rows(house.store_path, "SELECT resolution FROM errors WHERE kind = 'missing_record'")
+    return str(found[0][0]) if found and found[0][0] else None
+
+
+async def test_a_run_that_is_in_airtable_is_adopted_and_its_held_updates_follow(house: Harness) -> None:
+    house.airtable.insert(BY_HAND)
+    async with house.running() as service:
+        assert (await add_posts(house, 3, "a"))["outcome"] == "held"
+        await until(lambda: bool(rows(house.store_path, "SELECT 1 FROM runs")))
+        assert (await add_posts(house, 3, "a"))["outcome"] == "duplicate"
+        assert (await add_posts(house, 2, "b"))["outcome"] == "queued"
+        await service.sync.until_idle()
+        run = (await house.call("GET", f"/runs/{RUN_ID}")).json()
+    record = house.records()[RUN_ID]
+    assert record["Total Posts Harvested"] == 10
+    assert record["Progress Log"] == "by hand"
+    assert run["origin"] == "adopted"
+    assert run["client_id"] == "Guy-Wilson"
+    assert await resolved(house) == "adopted"
+    told = [entry["what"] for entry in run["timeline"]]  # type: ignore[index, union-attr, call-overload]
+    assert told.index("update held") < told.index("run adopted") < told.index("missing_record resolved")
+
+
+async def test_a_kickoff_of_an_adopted_run_creates_nothing(house: Harness) -> None:
+    house.airtable.insert(BY_HAND)
+    async with house.running() as service:
+        await add_posts(house, 3)
+        await until(lambda: bool(rows(house.store_path, "SELECT 1 FROM runs")))
+        answer = await house.call("POST", "/runs", {"client_id": "Guy-Wilson", "job_id": "251007-070457"})
+        assert (answer.status, answer.json()["created"]) == (200, False)
+        await service.sync.until_idle()
+    assert len(house.records()) == 1
+
+
+async def test_a_look_asks_for_many_ids_at_once_and_pauses_longer_each_time(
+    slow_house: Harness, clock: HandClock
+) -> None:
+    async with slow_house.running():
+        for number in range(30):
+            await slow_house.call("PATCH", f"/runs/251007-070457-Nobody-{number}", {"add": {"posts_scored": 1}})
+        done = "SELECT count(*) FROM errors WHERE look_due_at IS NOT NULL AND looks = ?"
+        path, times = slow_house.store_path, []
+        for count in (1, 2, 3):
+            await let_time_pass(clock, lambda n=count: rows(path, done, n) == [(30,)], step=0.5, most=200.0)  # type: ignore[misc]
+            times.append(clock.monotonic())
+        assert looks(slow_house) == 3
+        assert 60 <= times[1] - times[0] < 70
+        assert 120 <= times[2] - times[1] < 140
+    assert slow_house.records() == {}
+
+
+async def test_two_records_are_a_duplicate_until_a_person_leaves_one(slow_house: Harness, clock: HandClock) -> None:
+    slow_house.airtable.insert(BY_HAND)
+    second = slow_house.airtable.insert(BY_HAND)
+    path = slow_house.store_path
+    async with slow_house.running():
+        await add_posts(slow_house, 1)
+        kinds = "SELECT kind FROM errors WHERE state = 'open' ORDER BY kind"
+        await let_time_pass(clock, lambda: rows(path, kinds) == [("duplicate_record",), ("missing_record",)], most=5.0)
+        slow_house.airtable.delete(second.id)
+        await let_time_pass(clock, lambda: rows(path, kinds) == [], step=0.5, most=70.0)
+        await let_time_pass(clock, lambda: rows(path, "SELECT sync FROM runs") == [("synced",)], most=5.0)
+    assert slow_house.records()[RUN_ID]["Total Posts Harvested"] == 6
+
+
+async def test_looks_survive_the_faults_of_the_wire(slow_house: Harness, clock: HandClock) -> None:
+    slow_house.airtable.insert(BY_HAND)
+    for fault in (rate_limited(), server_error(503), applied_then_dropped()):
+        slow_house.airtable_server.faults.add(fault)
+    path = slow_house.store_path
+    async with slow_house.running():
+        await add_posts(slow_house, 1)
+        await let_time_pass(clock, lambda: rows(path, "SELECT sync FROM runs") == [("synced",)], step=0.5, most=600.0)
+    assert slow_house.records()[RUN_ID]["Total Posts Harvested"] == 6
+
+
+async def test_a_late_kickoff_is_followed_by_what_was_held_in_its_order(house: Harness) -> None:
+    async with house.running() as service:
+        for line in ("one", "two", "three"):
+            await house.call("PATCH", f"/runs/{RUN_ID}", {"append": {"progress_log": line}})
+        await house.webhook(sample("apify-webhook-minimal-template.json"))
+        await house.kick_off(fields={"progress_log": "kickoff"})
+        await house.call("PATCH", f"/runs/{RUN_ID}", {"append": {"progress_log": "four"}})
+        await service.sync.until_idle()
+    record = house.records()[RUN_ID]
+    assert record["Progress Log"] == "kickoff\none\ntwo\nthree\nfour"
+    assert record["Apify Run ID"] == "HG7ML7M8z78YcAPEB"
+    assert await resolved(house) == "created_late"
+
+
+async def test_a_deleted_record_is_not_recreated_and_comes_back_when_it_is_restored(house: Harness) -> None:
+    async with house.running() as service:
+        await house.kick_off()
+        await house.synced()
+        (record,) = house.airtable.records()
+        house.airtable.delete(record.id)
+        await add_posts(house, 4)
+        await until(lambda: rows(house.store_path, "SELECT kind FROM errors") == [("record_deleted",)])
+        await service.sync.until_idle()
+        assert house.airtable.records() == []
+        shown = (await house.call("GET", "/runs?sync=failed")).json()
+        assert [run["run_id"] for run in shown["runs"]] == [RUN_ID]  # type: ignore[union-attr, index, call-overload]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("251007-070457", "251007-070457-Guy-Wilson"),
+        ("251007-070457-Guy-Wilson-Guy-Wilson", "251007-070457-Guy-Wilson"),
+        ("251007-070458-Guy-Wilson", "251007-070457-Guy-Wilson"),
+        ("251007-070457-guy-wilson", "251007-070457-Guy-Wilson"),
+        ("251007-070457-Guy-Wlison", "251007-070457-Guy-Wilson"),
+    ],
+)
+async def test_the_error_names_what_was_probably_meant(house: Harness, wrong: str, meant: str) -> None:
+    async with house.running():
+        await house.kick_off("Guy-Wilson")
+        await house.kick_off("Dean-Hobin", job_id="251006-070457")
+        held = (await house.call("PATCH", f"/runs/{wrong}", {"add": {"posts_scored": 1}})).json()
+        assert held["error"]["similar_runs"][0] == meant  # type: ignore[index, call-overload]
+        found = rows(house.store_path, "SELECT run_id, updates_held, similar_runs FROM missing_records")
+    assert found[0][:2] == (wrong, 1)
+    assert meant in str(found[0][2])
