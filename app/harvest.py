@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 #: Steps under way at once; starts are limited further by `max_concurrent_runs`.
 MOST_STEPS: Final = 8
-_APPLY_AGAIN_SECONDS: Final = 1.0
+_STORE_AGAIN_SECONDS: Final = 1.0
 #: By Apify's clock and ours a run that could be a batch's started at most this long before its attempt.
 _LOOK_BACK: Final = timedelta(days=1)
 #: How long a start's answer is waited for, and the many of a look; past that nothing is known.
@@ -82,10 +82,13 @@ class HarvestLoop:
         self._raise_failures()
         if len(self._steps) >= MOST_STEPS:
             return None
-        now = self._clock.now()
-        step = await self._store.claim_batch(now)
+        try:
+            step = await self._store.claim_batch(self._clock.now())
+            due = await self._store.next_batch_due() if step is None else None
+        except StoreUnavailable as error:  # it passes: the disk is full, say, or a person holds the database
+            log.error("harvest.not_claimed", reason=error.detail)  # noqa: TRY400
+            return _STORE_AGAIN_SECONDS
         if step is None:
-            due = await self._store.next_batch_due()
             return None if due is None else max(0.001, (due - self._clock.now()).total_seconds())
         task = asyncio.create_task(self._take(step), name=f"batch-{step.batch.id}")
         self._steps.add(task)
@@ -121,6 +124,8 @@ class HarvestLoop:
             event = await self._within(limit, self._ask(step))
         except TimeoutError:
             event = (StartLost if starts else LookFailed)(f"Apify gave no answer within {limit:.0f} s")
+        except StoreUnavailable as error:
+            event = LookFailed(f"the store does not say which runs are taken: {error.detail}")
         moved = await self._apply(batch.id, event)
         told = log.warning if isinstance(event, _TROUBLE) else log.info
         told(
@@ -141,7 +146,7 @@ class HarvestLoop:
                 return await self._store.apply_event(batch_id, event, self._clock.now())
             except StoreUnavailable as error:
                 log.error("harvest.not_applied", batch_id=batch_id, reason=error.detail)  # noqa: TRY400
-                await self._clock.sleep(_APPLY_AGAIN_SECONDS)
+                await self._clock.sleep(_STORE_AGAIN_SECONDS)
 
     async def _within(self, seconds: float, ask: Coroutine[None, None, BatchEvent]) -> BatchEvent:
         """The answer; raises `TimeoutError` where there is none by then."""
