@@ -68,6 +68,8 @@ async def test_a_create_and_an_update_that_meet_it_leave_one_record_with_the_rig
     assert shown["airtable_record_id"] == house.airtable.records()[0].id
     assert rows(house.store_path, "SELECT DISTINCT state FROM outbox") == [("delivered",)]
     assert all(call.upsert or None not in call.ids for call in calls(house.airtable_server.log))
+    asked = rows(house.store_path, "SELECT count(*) FROM airtable_calls")
+    assert asked == [(len(house.airtable_server.log),)]  # nobody below us sends anything again by himself
 
 
 @pytest.mark.parametrize("body", [b"null", b"5", b'"x"', b"[" * 100_000, b"", b"<html>"])
