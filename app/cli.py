@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
-from app.clock import parse_iso
+from app.clock import iso, parse_iso
 from app.config import DEFAULT_PATH, Secrets, Settings, load_settings
 from app.errors import ConfigError, NotFound, Problem, StoreError
 from app.logs import configure_logs
@@ -198,11 +198,23 @@ def outbox_list(
     state: Annotated[MessageState | None, typer.Option(help="Only messages in this state.")] = None,
     run_id: Annotated[str | None, typer.Option("--run", help="Only messages of this run.")] = None,
     kind: Annotated[MessageKind | None, typer.Option(help="Only creates, or only updates.")] = None,
+    undelivered: Annotated[bool, typer.Option("--undelivered", help="Only what is not yet in Airtable.")] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Delivered, set aside or else accepted in the last 2h, or since an ISO time."),
+    ] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> None:
     """The messages, newest first, each with what it waits for."""
-    chosen = MessageFilter(state.value if state else None, run_id, kind.value if kind else None)
+    start = _since(since)
+    chosen = MessageFilter(
+        state=state.value if state else None,
+        run_id=run_id,
+        kind=kind.value if kind else None,
+        undelivered=undelivered,
+        since=iso(start) if start else None,
+    )
     page = _read(load_settings(config), lambda store: store.messages(chosen, Slice(limit, cursor)))
     Shower(as_json=as_json).messages(page)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -36,17 +37,20 @@ def make_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequenc
     # The first column names the row: it is not broken as long as there is room for it.
     longest = max((len(row[0]) for row in cells), default=0)
     for place, column in enumerate(columns):
-        table.add_column(column, overflow="fold", min_width=None if place else min(longest, _WIDEST_NAME))
+        width = min(longest, _WIDEST_NAME) if place == 0 else len(_A_TIME) if column.endswith("(UTC)") else None
+        table.add_column(column, overflow="fold", min_width=width)
     for row in cells:
         table.add_row(*row)
     return table
 
 
 _WIDEST_NAME = 32
+_A_TIME = "2026-05-16 09:20:00"
+_ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)\.\d{3}Z")
 
 
 def _cell(value: object) -> Text:
-    text = "" if value is None else str(value)
+    text = "" if value is None else _ISO_TIME.sub(r"\1 \2", str(value))
     return Text(text, style=_STYLES.get(text, ""))
 
 

@@ -58,6 +58,7 @@ CREATE TABLE outbox (
 
 CREATE UNIQUE INDEX outbox_one_create ON outbox (run_id) WHERE kind = 'create';
 CREATE INDEX outbox_by_run ON outbox (run_id, delivered_at);  -- delivered_at NULL first: what waits for a run
+CREATE INDEX outbox_by_delivery ON outbox (delivered_at) WHERE delivered_at IS NOT NULL;
 CREATE INDEX outbox_by_state ON outbox (state, id) WHERE delivered_at IS NULL;
 
 -- INSERT OR REPLACE and UPDATE OR REPLACE delete the rows in their way without asking the DELETE triggers, and
@@ -382,6 +383,23 @@ FROM outbox AS m
 JOIN runs AS r ON r.run_id = m.run_id
 LEFT JOIN errors AS e ON e.id = m.error_id
 WHERE m.delivered_at IS NULL;
+
+-- Which messages were set aside, and for what?
+CREATE VIEW rejected_messages AS
+SELECT m.id AS message_id, m.run_id, m.kind, m.fields, m.dead_at, e.kind AS error, coalesce(e.cause, e.message) AS cause,
+    e.id AS error_id, m.change
+FROM outbox AS m JOIN errors AS e ON e.id = m.error_id
+WHERE m.state = 'dead' AND m.delivered_at IS NULL;
+
+-- Which creations failed, on what day? (… WHERE day = date('now', '-1 day'))
+CREATE VIEW failed_creations AS
+SELECT substr(dead_at, 1, 10) AS day, run_id, cause, dead_at, message_id, error_id FROM rejected_messages WHERE kind = 'create';
+
+-- What was delivered, and when? (… WHERE delivered_at >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 hour'))
+CREATE VIEW deliveries AS
+SELECT delivered_at, run_id, kind, fields, id AS message_id, call_id,
+    round((julianday(delivered_at) - julianday(accepted_at)) * 86400, 3) AS seconds_after_acceptance
+FROM outbox WHERE delivered_at IS NOT NULL;
 
 -- What happened to a run, in order? (… WHERE run_id = '…' ORDER BY at, step, id)
 CREATE VIEW run_timeline AS

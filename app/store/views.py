@@ -48,9 +48,13 @@ class ErrorFilter:
 
 @dataclass(frozen=True, slots=True)
 class MessageFilter:
+    """`undelivered`: pending, sending or dead. `since`: delivered, set aside or else accepted then or later."""
+
     state: str | None = None
     run_id: str | None = None
     kind: str | None = None
+    undelivered: bool = False
+    since: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,49 +114,61 @@ SELECT outbox.*, (SELECT waits_for FROM pending_sync WHERE message_id = outbox.i
 
 
 def runs(connection: sqlite3.Connection, chosen: RunFilter, part: Slice) -> Page[RunSummary]:
-    wanted = {
-        "client_id": chosen.client_id,
-        "job_id": chosen.job_id,
-        "status": chosen.status,
-        "sync": chosen.sync,
+    terms = {
+        "runs.client_id = ?": chosen.client_id,
+        "runs.job_id = ?": chosen.job_id,
+        "runs.status = ?": chosen.status,
+        "runs.sync = ?": chosen.sync,
     }
-    return _page(connection, SELECT_RUNS, "runs", wanted, part, _run_summary)
+    return _page(connection, SELECT_RUNS, "runs.id", terms, part, _run_summary)
 
 
 def errors(connection: sqlite3.Connection, chosen: ErrorFilter, part: Slice) -> Page[ErrorView]:
-    wanted = {
-        "kind": chosen.kind,
-        "state": chosen.state,
-        "run_id": chosen.run_id,
-        "client_id": chosen.client_id,
+    terms = {
+        "errors.kind = ?": chosen.kind,
+        "errors.state = ?": chosen.state,
+        "errors.run_id = ?": chosen.run_id,
+        "errors.client_id = ?": chosen.client_id,
     }
-    return _page(connection, ERROR_COLUMNS, "errors", wanted, part, _error)
+    return _page(connection, ERROR_COLUMNS, "errors.id", terms, part, _error)
+
+
+#: The time that `since` is about: of the delivery, of the death, else of the acceptance.
+_SINCE: Final[Mapping[str | None, str]] = {
+    "delivered": "outbox.delivered_at >= ?",
+    "dead": "outbox.dead_at >= ?",
+}
 
 
 def messages(connection: sqlite3.Connection, chosen: MessageFilter, part: Slice) -> Page[MessageView]:
-    wanted = {"state": chosen.state, "run_id": chosen.run_id, "kind": chosen.kind}
-    return _page(connection, SELECT_MESSAGES, "outbox", wanted, part, _message)
+    undelivered = chosen.undelivered or chosen.state not in {None, "delivered"}
+    # This lets the index over what is not delivered serve.
+    always = ("outbox.delivered_at IS NULL",) if undelivered else ()
+    terms = {
+        "outbox.state = ?": chosen.state,
+        "outbox.run_id = ?": chosen.run_id,
+        "outbox.kind = ?": chosen.kind,
+        _SINCE.get(chosen.state, "outbox.accepted_at >= ?"): chosen.since,
+    }
+    return _page(connection, SELECT_MESSAGES, "outbox.id", terms, part, _message, always)
 
 
 def _page(
     connection: sqlite3.Connection,
     select: str,
-    table: str,
-    wanted: Mapping[str, str | None],
+    key: str,
+    terms: Mapping[str, str | None],
     part: Slice,
     view: Callable[[sqlite3.Row], T],
+    always: tuple[str, ...] = (),
 ) -> Page[T]:
-    """One page, newest first. `select` ends with its FROM; names in `wanted` are ours, values are parameters."""
-    terms = [f"{table}.{name} = ?" for name, value in wanted.items() if value is not None]
-    values: list[str | int] = [value for value in wanted.values() if value is not None]
-    if wanted.get("state") not in {None, "delivered"} and table == "outbox":
-        terms.append("outbox.delivered_at IS NULL")  # lets the partial index serve
+    """One page, newest first by `key`. The terms are ours; the values of those that have one are parameters."""
+    chosen: dict[str, str | int] = {term: value for term, value in terms.items() if value is not None}
     if part.before is not None:
-        terms.append(f"{table}.id < ?")
-        values.append(part.before)
-    where = f" WHERE {' AND '.join(terms)}" if terms else ""
-    query = f"{select}{where} ORDER BY {table}.id DESC LIMIT ?"
-    rows = connection.execute(query, (*values, part.limit + 1)).fetchall()
+        chosen[f"{key} < ?"] = part.before
+    where = " WHERE " + " AND ".join([*always, *chosen]) if always or chosen else ""
+    query = f"{select}{where} ORDER BY {key} DESC LIMIT ?"
+    rows = connection.execute(query, (*chosen.values(), part.limit + 1)).fetchall()
     shown = rows[: part.limit]
     cursor = str(shown[-1]["id"]) if len(rows) > part.limit else None
     return Page([view(row) for row in shown], cursor)
