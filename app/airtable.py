@@ -308,7 +308,8 @@ class Airtable:
         except ValidationError as error:
             return Unknown(_senseless(error), 200)
         ours = next((one for one in tables if self._table in {one.id, one.name}), None)
-        return Described(None if ours is None else tuple(one.to_column() for one in ours.fields))
+        columns = None if ours is None else tuple(one.to_column() for one in ours.fields)
+        return Described(columns, tuple(one.name for one in tables))
 
     async def _ask(self, call: Callable[[Table], object]) -> _Body | Failure:
         """One request; its body, or what went wrong."""

@@ -23,8 +23,9 @@ from app.harvest import HarvestLoop
 from app.intake import Intake
 from app.logs import get_logger
 from app.lookups import LookupLoop
+from app.schema_watch import SchemaWatch
 from app.store.sqlite.store import open_store
-from app.sync import SyncLoop, SyncRules
+from app.sync import DESCRIBE, SyncLoop, SyncRules
 from app.web.application import make_application
 from app.web.guard import Bearer
 from app.web.handlers import Calls
@@ -49,13 +50,17 @@ def new_token() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where time, ids and chance come from, and how long a request's body may take; tests bring their own."""
+    """Where time, ids and chance come from, and how long a request's body may take; tests bring their own.
+
+    Tests that count every request do without the look at the schema.
+    """
 
     clock: Clock = field(default_factory=SystemClock)
     new_id: Callable[[], str] = new_id
     new_token: Callable[[], str] = new_token
     random: random.Random = field(default_factory=random.SystemRandom)
     body_seconds: float = 30.0
+    watch_schema: bool = True
 
 
 class Watch(Protocol):
@@ -69,11 +74,12 @@ class Loop(Watch, Protocol):
 class Service:
     """A running service: where it listens, its store and its loops. `harvest` is missing without an Apify token."""
 
-    def __init__(self, url: str, store: Store, sync: SyncLoop, lookups: LookupLoop) -> None:
+    def __init__(self, url: str, store: Store, sync: SyncLoop, lookups: LookupLoop, schema: SchemaWatch) -> None:
         self.url = url
         self.store = store
         self.sync = sync
         self.lookups = lookups
+        self.schema = schema
         self.harvest: HarvestLoop | None = None
         self.stopping = False
         self.loops: list[asyncio.Task[None]] = []
@@ -125,10 +131,13 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
         sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings))
         listener = stack.enter_context(_bind(settings))
         lookups = LookupLoop(store, sync, airtable, settings.registry(), sources.clock)
-        service = Service(_url_of(listener), store, sync, lookups)
+        schema = _schema_watch(settings, sources, sync, airtable)
+        service = Service(_url_of(listener), store, sync, lookups, schema)
         await sync.recover()
         await stack.enter_async_context(_looping(sync, service))
         await stack.enter_async_context(_watching(lookups, service))
+        if sources.watch_schema:
+            await stack.enter_async_context(_watching(schema, service))
         if secrets.apify_token:
             apify = Apify(_apify_access(settings, secrets, service.url))
             stack.push_async_callback(apify.close)
@@ -202,6 +211,12 @@ def _sync_rules(settings: Settings) -> SyncRules:
     )
 
 
+def _schema_watch(settings: Settings, sources: Sources, sync: SyncLoop, airtable: Airtable) -> SchemaWatch:
+    return SchemaWatch(
+        lambda: sync.ask(DESCRIBE, airtable.describe), settings.registry(), settings.airtable.table, sources.clock
+    )
+
+
 def _harvest_loop(settings: Settings, sources: Sources, service: Service, apify: Apify) -> HarvestLoop:
     return HarvestLoop(
         service.store,
@@ -253,7 +268,7 @@ async def _serving(
         webhook=Bearer(secrets.webhook_secrets, "APIFY_WEBHOOK_SECRET"),
         on_work=service.wake,
     )
-    health = Health(store.check, lambda: service.sync.trouble, lambda: service.stopping)
+    health = Health(store.check, lambda: service.sync.trouble, lambda: service.schema.flaws, lambda: service.stopping)
     application = make_application(
         calls,
         health,

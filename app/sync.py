@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: The method of a question to the meta API. That has a scope of its own and goes on when the month's calls are used
+#: up: but for the rate, which it shares, its answers tell nothing of whether records can be written.
+DESCRIBE: Final = "describe"
 #: Requests under way at once: what a base that takes three seconds an answer needs to be kept at its limit.
 MOST_IN_FLIGHT: Final = 16
 #: While nobody gets a sound answer, one request at a time finds out whether that has changed.
@@ -220,7 +223,8 @@ class SyncLoop:
         answer = await question.ask()
         answered_at = self._clock.monotonic()
         self._window.answered(departure, answered_at, soundly=isinstance(answer, Listed | Described))
-        self._note(answer)
+        if question.method != DESCRIBE or isinstance(answer, RateLimited):
+            self._note(answer)
         settlement = settled_call(call_id, answer)
         records = len(answer.records) if isinstance(answer, Listed) else 0
         await self._store.end_call(settlement, records, self._clock.now())

@@ -41,9 +41,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """The table's real schema; `None` where the base has no such table."""
+    """The table's real schema, `None` where the base has no such table; and the names of the tables that it has."""
 
     columns: tuple[Column, ...] | None
+    tables: tuple[str, ...] = ()
     status: int = 200
 
 

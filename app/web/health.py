@@ -1,4 +1,8 @@
-"""Two levels of health: alive (the process answers), ready (it can accept and sync), with reasons."""
+"""Two levels of health: alive (the process answers), ready (it can accept and sync), with reasons.
+
+A table that does not fit the registry makes it `syncing: false`: not all that is accepted can reach Airtable. What can
+still goes there, and `accepting` stays true: the outbox keeps the rest.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from app import __version__
 from app.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from app.policy.schema import SchemaFlaw
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,7 @@ class Health:
 
     check_store: Callable[[], Awaitable[None]]
     sync_trouble: Callable[[], str | None]
+    schema_flaws: Callable[[], Sequence[SchemaFlaw]]
     is_stopping: Callable[[], bool]
 
     def routes(self) -> list[web.RouteDef]:
@@ -31,6 +38,7 @@ class Health:
     async def ready(self, _request: web.Request) -> web.Response:
         accepting = [reason for reason in (await self._store_trouble(), self._stopping()) if reason]
         syncing = [trouble] if (trouble := self.sync_trouble()) else []
+        syncing += [flaw.detail for flaw in self.schema_flaws()]
         body = {
             "status": "not ready" if accepting or syncing else "ready",
             "accepting": not accepting,

@@ -157,9 +157,12 @@ def make_airtable(clock: SystemClock | HandClock, seed: int = 1) -> AirtableSand
 async def harness(
     folder: Path, *, clock: HandClock | None = None, **sections: Mapping[str, Json]
 ) -> AsyncIterator[Harness]:
-    """A service and its sandbox, not started yet; with `clock`, time passes for both only when the test says so."""
+    """A service and its sandbox, not started yet; with `clock`, time passes for both only when the test says so.
+
+    It does not look at the schema, so that a test can count every request; `watch_schema` of its sources turns that on.
+    """
     at = clock or SystemClock()
     airtable = make_airtable(at)
     async with WireServer(airtable, clock=at.monotonic, sleep=at.sleep) as server:
         settings = make_settings(folder, server.url, airtable.schema.base_id, **sections)
-        yield Harness(folder, airtable, server, settings, make_secrets(), Sources(clock=at))
+        yield Harness(folder, airtable, server, settings, make_secrets(), Sources(clock=at, watch_schema=False))
