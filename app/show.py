@@ -34,18 +34,17 @@ def make_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequenc
     """A table in which nothing is taken for markup: what callers wrote is shown as they wrote it."""
     table = Table(title=title, title_justify="left", header_style="bold")
     cells = [[_cell(value) for value in row] for row in rows]
-    # The first column names the row: it is not broken as long as there is room for it.
+    # The name of a row and its time are not broken as long as there is room for them.
     longest = max((len(row[0]) for row in cells), default=0)
     for place, column in enumerate(columns):
-        width = min(longest, _WIDEST_NAME) if place == 0 else len(_A_TIME) if column.endswith("(UTC)") else None
-        table.add_column(column, overflow="fold", min_width=width)
+        whole = column.endswith("(UTC)") or (place == 0 and longest <= _WIDEST_NAME)
+        table.add_column(column, overflow="fold", no_wrap=whole)
     for row in cells:
         table.add_row(*row)
     return table
 
 
 _WIDEST_NAME = 32
-_A_TIME = "2026-05-16 09:20:00"
 _ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)\.\d{3}Z")
 
 
