@@ -83,17 +83,20 @@ async def test_a_request_that_is_under_way_at_the_stop_is_answered_and_kept(hous
             assert f"c{number}" in kept
 
 
-async def test_a_loop_that_dies_of_a_bug_ends_the_service(house: Harness) -> None:
+BROKEN = (
+    "CREATE TRIGGER broken BEFORE UPDATE OF state ON outbox WHEN new.state = '{}' BEGIN SELECT RAISE (ABORT, 'x'); END"
+)
+
+
+@pytest.mark.parametrize("state", ["sending", "delivered"])
+async def test_a_loop_that_dies_of_a_bug_ends_the_service(house: Harness, state: str) -> None:
     """Serving on without delivering would look well from outside for days."""
     async with house.running() as service:
         ends = asyncio.create_task(service.until_a_loop_ends())
         await house.kick_off()
         await house.synced()
         assert not ends.done()
-        meddle(
-            house.store_path,
-            "CREATE TRIGGER broken BEFORE UPDATE OF state ON outbox BEGIN SELECT RAISE (ABORT, 'x'); END",
-        )
+        meddle(house.store_path, BROKEN.format(state))
         await house.kick_off("Ann")
         async with asyncio.timeout(5):
             with pytest.raises(sqlite3.IntegrityError):
