@@ -94,6 +94,12 @@ class SyncSettings(Section):
     shutdown_seconds: Seconds = 20.0
 
 
+class ConsistencySettings(Section):
+    interval_seconds: SecondsOrNone = 21_600.0
+    window_days: Annotated[int, Field(ge=1, le=3650)] = 14
+    grace_seconds: SecondsOrNone = 300.0
+
+
 class FieldSettings(Section):
     column: Annotated[str, Field(min_length=1)]
     type: FieldType
@@ -182,6 +188,7 @@ class Settings(BaseSettings):
     airtable: AirtableSettings = AirtableSettings()
     apify: ApifySettings = ApifySettings()
     sync: SyncSettings = SyncSettings()
+    consistency: ConsistencySettings = ConsistencySettings()
     fields: dict[str, FieldSettings] = Field(default_factory=lambda: dict(DEFAULT_FIELDS))
 
     def registry(self) -> Registry:

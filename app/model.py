@@ -37,6 +37,7 @@ class Source(StrEnum):
     KICKOFF = "kickoff"
     CALLER = "caller"
     HARVEST = "harvest"
+    REPAIR = "repair"
 
 
 class CallOutcome(StrEnum):
@@ -80,6 +81,7 @@ class Resolution(StrEnum):
     ADOPTED = "adopted"
     MATCHED = "matched"
     REPLAYED = "replayed"
+    REPAIRED = "repaired"
     BY_HAND = "by_hand"
     GONE = "no_longer_seen"
 

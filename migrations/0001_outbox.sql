@@ -34,6 +34,7 @@ CREATE INDEX runs_by_client ON runs (client_id, id);
 CREATE INDEX runs_by_job ON runs (job_id, id);
 CREATE INDEX runs_by_status ON runs (status, id);
 CREATE INDEX runs_by_sync ON runs (sync, id);
+CREATE INDEX runs_by_time ON runs (created_at);
 
 -- What goes to Airtable. A message says which fields of its run wait; what is sent is their present value in runs.fields.
 CREATE TABLE outbox (
@@ -41,7 +42,7 @@ CREATE TABLE outbox (
     run_id TEXT NOT NULL REFERENCES runs (run_id),
     kind TEXT NOT NULL CHECK (kind IN ('create', 'update')),
     state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'sending', 'delivered', 'dead')),
-    source TEXT NOT NULL CHECK (source IN ('kickoff', 'caller', 'harvest')),
+    source TEXT NOT NULL CHECK (source IN ('kickoff', 'caller', 'harvest', 'repair')),
     fields TEXT NOT NULL CHECK (json_valid(fields) AND json_type(fields) = 'array'),    -- names of the fields that wait
     change TEXT NOT NULL CHECK (json_valid(change) AND json_type(change) = 'object'),   -- as asked: set, add, append
     attempts INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
@@ -175,8 +176,9 @@ CREATE TABLE errors (
     first_at TEXT NOT NULL CHECK (first_at GLOB '????-??-??T??:??:??.???Z'),
     last_at TEXT NOT NULL CHECK (last_at GLOB '????-??-??T??:??:??.???Z'),
     resolved_at TEXT CHECK (resolved_at GLOB '????-??-??T??:??:??.???Z'),
-    resolution TEXT,                                 -- created_late, adopted, matched, replayed, by_hand, no_longer_seen
+    resolution TEXT,                                 -- created_late, adopted, matched, replayed, repaired, by_hand, no_longer_seen
     note TEXT,
+    found_record_id TEXT,                            -- the record that a consistency check found it at; NULL: no check did
     looks INTEGER NOT NULL DEFAULT 0 CHECK (looks >= 0), -- times that Airtable was asked for a missing record
     look_due_at TEXT CHECK (look_due_at GLOB '????-??-??T??:??:??.???Z'),  -- when it is asked next
     CHECK (look_due_at IS NULL OR (kind = 'missing_record' AND state = 'open')),
@@ -184,6 +186,7 @@ CREATE TABLE errors (
 ) STRICT;
 CREATE UNIQUE INDEX errors_one_missing_record ON errors (run_id) WHERE kind = 'missing_record' AND state = 'open';
 CREATE UNIQUE INDEX errors_one_unmatched_webhook ON errors (cause) WHERE kind = 'unmatched_webhook' AND state = 'open';
+CREATE UNIQUE INDEX errors_one_finding ON errors (kind, found_record_id) WHERE found_record_id IS NOT NULL AND state = 'open';
 CREATE INDEX errors_look_due ON errors (look_due_at) WHERE look_due_at IS NOT NULL;
 CREATE INDEX errors_by_kind ON errors (kind, state, id);
 CREATE INDEX errors_by_state ON errors (state, id);
@@ -199,11 +202,13 @@ WHEN EXISTS (SELECT 1 FROM errors WHERE id = new.id)
         WHERE kind = 'missing_record' AND state = 'open' AND run_id = new.run_id))
     OR (new.kind = 'unmatched_webhook' AND new.state = 'open' AND EXISTS (SELECT 1 FROM errors
         WHERE kind = 'unmatched_webhook' AND state = 'open' AND cause = new.cause))
+    OR (new.found_record_id IS NOT NULL AND new.state = 'open' AND EXISTS (SELECT 1 FROM errors
+        WHERE kind = new.kind AND found_record_id = new.found_record_id AND state = 'open'))
 BEGIN SELECT RAISE (ABORT, 'this error is open already'); END;
 
 CREATE TRIGGER errors_keep_their_subject BEFORE UPDATE ON errors
 WHEN old.id <> new.id OR old.kind <> new.kind OR old.run_id IS NOT new.run_id
-    OR (old.kind = 'unmatched_webhook' AND old.cause IS NOT new.cause)
+    OR old.found_record_id IS NOT new.found_record_id OR (old.kind = 'unmatched_webhook' AND old.cause IS NOT new.cause)
 BEGIN SELECT RAISE (ABORT, 'an error keeps what it is about'); END;
 
 CREATE TRIGGER errors_close BEFORE UPDATE OF state ON errors WHEN old.state = 'resolved' AND new.state = 'open'
@@ -354,6 +359,53 @@ CREATE TABLE destination (
     bound_at TEXT NOT NULL CHECK (bound_at GLOB '????-??-??T??:??:??.???Z')
 ) STRICT;
 
+-- Each consistency check that came to an end, and what it saw.
+CREATE TABLE checks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    started_at TEXT NOT NULL CHECK (started_at GLOB '????-??-??T??:??:??.???Z'),
+    finished_at TEXT NOT NULL CHECK (finished_at GLOB '????-??-??T??:??:??.???Z'),
+    since TEXT NOT NULL CHECK (since GLOB '????-??-??T??:??:??.???Z'),  -- it read the records created after this
+    trouble TEXT,                                    -- why it could not finish; it changed nothing then
+    pages INTEGER NOT NULL CHECK (pages >= 0),
+    records INTEGER NOT NULL CHECK (records >= 0),
+    calls INTEGER NOT NULL CHECK (calls >= 0),       -- requests that it made, failed ones too
+    found TEXT NOT NULL CHECK (json_valid(found) AND json_type(found) = 'object'),      -- findings by kind of error
+    opened INTEGER NOT NULL CHECK (opened >= 0),     -- errors
+    resolved INTEGER NOT NULL CHECK (resolved >= 0),
+    repaired INTEGER NOT NULL CHECK (repaired >= 0)  -- messages queued
+) STRICT;
+CREATE INDEX checks_by_time ON checks (finished_at);
+
+-- What the check that is under way (or the last one) saw in Airtable; each check begins with none.
+CREATE TABLE check_seen (
+    record_id TEXT PRIMARY KEY,
+    run_id TEXT,                                     -- as its Run ID cell says
+    client_id TEXT,                                  -- as its Client ID cell says
+    drifted TEXT CHECK (json_valid(drifted) AND json_type(drifted) = 'array'),  -- fields that are not as delivered
+    cause TEXT                                       -- their values, here and there
+) STRICT, WITHOUT ROWID;
+CREATE INDEX check_seen_by_run ON check_seen (run_id);
+
+-- Records that its listing left in doubt: each is asked for by its name before anything is said about it.
+CREATE TABLE check_doubts (
+    record_id TEXT PRIMARY KEY,
+    run_id TEXT,
+    asked INTEGER NOT NULL DEFAULT 0 CHECK (asked IN (0, 1))
+) STRICT, WITHOUT ROWID;
+CREATE INDEX check_doubts_unasked ON check_doubts (record_id) WHERE asked = 0;
+
+-- What it found wrong.
+CREATE TABLE check_findings (
+    kind TEXT NOT NULL,
+    record_id TEXT NOT NULL,
+    run_id TEXT,
+    client_id TEXT,
+    message TEXT NOT NULL,
+    cause TEXT NOT NULL,
+    drifted TEXT,
+    PRIMARY KEY (kind, record_id)
+) STRICT, WITHOUT ROWID;
+
 -- Views for the usual questions ---------------------------------------------------------------------------------
 
 -- Which runs are missing, what waits for them, and what was probably meant?
@@ -404,7 +456,7 @@ FROM outbox WHERE delivered_at IS NOT NULL;
 -- What happened to a run, in order? (… WHERE run_id = '…' ORDER BY at, step, id)
 CREATE VIEW run_timeline AS
 SELECT run_id, accepted_at AS at, 3 AS step, id, kind || ' accepted' AS what,
-    'message ' || id || ' from ' || source || ': ' || change AS detail
+    'message ' || id || ' from ' || source || ': ' || iif(source = 'repair', fields, change) AS detail
 FROM outbox
 UNION ALL
 SELECT run_id, delivered_at, 9, max(id), 'delivered', 'call ' || coalesce(call_id, '?') || ' carried ' || count(*) || ' messages'

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from app.clock import SystemClock
-from app.config import AirtableSettings, ApifySettings, Secrets, ServerSettings, Settings, StoreSettings, SyncSettings
+from app.config import (
+    AirtableSettings,
+    ApifySettings,
+    ConsistencySettings,
+    Secrets,
+    ServerSettings,
+    Settings,
+    StoreSettings,
+    SyncSettings,
+)
 from app.sandbox.airtable import AirtableSandbox
 from app.sandbox.airtable_schema import Ids, schema_from_columns
 from app.sandbox.apify_account import HARVESTER
@@ -132,6 +141,7 @@ def make_settings(folder: Path, airtable_url: str, base_id: str, **sections: Map
         "airtable": {"endpoint_url": airtable_url, "base_id": base_id, "timeout_seconds": 1.0},
         "apify": {"actor_id": HARVESTER.id},
         "sync": {"backoff_base_seconds": 0.05, "backoff_max_seconds": 0.2, "shutdown_seconds": 5.0},
+        "consistency": {"interval_seconds": 0, "grace_seconds": 0},
     }
     merged = {name: {**values, **sections.get(name, {})} for name, values in defaults.items()}
     return Settings(
@@ -140,6 +150,7 @@ def make_settings(folder: Path, airtable_url: str, base_id: str, **sections: Map
         airtable=AirtableSettings.model_validate(merged["airtable"]),
         apify=ApifySettings.model_validate(merged["apify"]),
         sync=SyncSettings.model_validate(merged["sync"]),
+        consistency=ConsistencySettings.model_validate(merged["consistency"]),
     )
 
 
