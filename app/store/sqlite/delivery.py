@@ -95,7 +95,7 @@ def _claim_run(connection: sqlite3.Connection, row: sqlite3.Row, call_id: int) -
 # Settle ---------------------------------------------------------------------------------------------------------
 
 FINISH_CALL = "UPDATE airtable_calls SET outcome = ?, status = ?, error = ?, finished_at = ? WHERE id = ?"
-SELECT_OWNER = "SELECT run_id FROM runs WHERE airtable_record_id = ? AND run_id <> ?"
+SELECT_OWNER = "SELECT run_id FROM runs WHERE airtable_record_id = ?"
 SELECT_SENDING = "SELECT id FROM outbox WHERE run_id = ? AND delivered_at IS NULL AND state = 'sending'"
 KNOW_RECORD = "UPDATE runs SET airtable_record_id = ? WHERE run_id = ? AND airtable_record_id IS NULL"
 DELIVER = """
@@ -139,8 +139,8 @@ def settle(connection: sqlite3.Connection, settlement: Settlement, at: datetime)
 
 def _settle_run(connection: sqlite3.Connection, run: RunSettlement, now: str) -> None:
     if run.record_id is not None:
-        owner = connection.execute(SELECT_OWNER, (run.record_id, run.run_id)).fetchone()
-        if owner is None:
+        owner = connection.execute(SELECT_OWNER, (run.record_id,)).fetchone()
+        if owner is None or owner["run_id"] == run.run_id:
             connection.execute(KNOW_RECORD, (run.record_id, run.run_id))
         else:
             run = _shares_record(connection, run, owner["run_id"])

@@ -9,6 +9,7 @@ from app.fields import CLIENT_ID, dump
 from app.model import Resolution
 from app.policy.missing import look_pause
 from app.policy.similar import client_of, job_of
+from app.store.sqlite.delivery import SELECT_OWNER
 from app.store.sqlite.intake import apply_held
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ SELECT_OPEN_LOOK = """
 SELECT id, looks FROM errors WHERE kind = 'missing_record' AND state = 'open' AND run_id = ? AND look_due_at IS NOT NULL
 """
 LOOK_LATER = "UPDATE errors SET looks = looks + 1, look_due_at = ? WHERE id = ?"
-SELECT_OWNER = "SELECT run_id FROM runs WHERE airtable_record_id = ?"
 INSERT_ADOPTED = """
 INSERT INTO runs (run_id, job_id, client_id, origin, airtable_record_id, sync, created_at, changed_at, fields, status)
 VALUES (:run_id, :job_id, :client_id, 'adopted', :record_id, 'synced', :at, :at, :fields,
