@@ -215,7 +215,7 @@ def most_in_a_second(sandbox: Sandbox) -> int:
 
 
 async def _report(caller: Caller, sandbox: Sandbox, console: Console, store_path: Path) -> None:
-    shown = ("run_id", "status", "posts_harvested", "apify_api_costs", "posts_scored", "total_tokens_used")
+    shown = ("run_id", "status", "posts_harvested", "apify_api_costs", "posts_scored")
     rows = [[_cell(sandbox, record.fields, name) for name in shown] for record in sandbox.airtable.records()]
     console.print()
     console.print(make_table("Airtable now", [sandbox.settings.fields[name].column for name in shown], rows))

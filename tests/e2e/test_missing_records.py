@@ -156,6 +156,23 @@ async def test_a_deleted_record_is_not_recreated_and_comes_back_when_it_is_resto
         assert [run["run_id"] for run in shown["runs"]] == [RUN_ID]  # type: ignore[union-attr, index, call-overload]
 
 
+async def test_a_record_that_was_renamed_by_hand_to_another_run_is_never_shared(house: Harness) -> None:
+    """The upsert of the second run matches the first one's record: it is set aside, and the service goes on."""
+    async with house.running() as service:
+        await house.kick_off("Guy-Wilson")
+        await house.synced()
+        (record,) = house.airtable.records()
+        house.airtable.edit(record.id, {"Run ID": "251007-070457-Dean-Hobin"})
+        await house.kick_off("Dean-Hobin")
+        await house.kick_off("Ana-Petrov")
+        await service.sync.until_idle()
+        shown = (await house.call("GET", "/runs/251007-070457-Dean-Hobin")).json()
+        found = rows(house.store_path, "SELECT kind, run_id FROM errors")
+    assert (shown["sync"], shown["airtable_record_id"]) == ("failed", None)
+    assert found == [("duplicate_record", "251007-070457-Dean-Hobin")]
+    assert "251007-070457-Ana-Petrov" in house.records()
+
+
 @pytest.mark.parametrize(
     ("wrong", "meant"),
     [
