@@ -18,7 +18,7 @@ from app.sandbox.airtable_cells import CellReader
 from app.sandbox.airtable_errors import ErrorForms, Refusal
 from app.sandbox.airtable_limits import Calls, Limits, RateLimit
 from app.sandbox.airtable_list import Lister, ListQuery
-from app.sandbox.airtable_schema import Choice, Ids, TableSchema
+from app.sandbox.airtable_schema import Choice, FieldType, Ids, TableSchema
 from app.sandbox.airtable_store import Change, Journal, Record, TableStore, show_record
 from app.sandbox.airtable_writes import Writer
 from app.sandbox.messages import WireResponse
@@ -127,6 +127,15 @@ class AirtableSandbox:
         """Rename a column, which keeps its id and cells. Raises `KeyError`."""
         schema = self.schema
         self._store.commit(Change(schema=schema.with_column(replace(schema.named(name), name=new_name))))
+
+    def change_type(self, name: str, kind: FieldType) -> None:
+        """Give a column another type, which empties its cells (Airtable converts those it can). Raises `KeyError`."""
+        column = replace(self.schema.named(name), type=kind)
+        emptied = tuple(
+            replace(record, cells={key: cell for key, cell in record.cells.items() if key != column.id})
+            for record in self._store.records.values()
+        )
+        self._store.commit(Change(put=emptied, schema=self.schema.with_column(column)))
 
     def remove_option(self, name: str, option: str) -> None:
         """Delete an option of a select, which empties the cells that hold it. Raises `KeyError`."""
