@@ -22,6 +22,7 @@ from app.policy.delivery import (
     RateLimited,
     RetryRules,
     Settlement,
+    Unknown,
     Written,
     settle,
     settled_call,
@@ -65,6 +66,10 @@ class _Question:
     method: str
     ask: Callable[[], Awaitable[AskedAnswer]]
     answer: asyncio.Future[AskedAnswer]
+
+    def tell(self, answer: AskedAnswer) -> None:
+        if not self.answer.done():
+            self.answer.set_result(answer)
 
 
 class SyncLoop:
@@ -219,7 +224,11 @@ class SyncLoop:
                 return
 
     async def _put(self, question: _Question, departure: Departure) -> None:
-        call_id = await self._store.begin_call(question.method, self._clock.now())
+        try:
+            call_id = await self._store.begin_call(question.method, self._clock.now())
+        except StoreUnavailable as error:  # what cannot be counted is not asked
+            question.tell(Unknown(f"the call could not be counted: {error.detail}"))
+            return
         answer = await question.ask()
         answered_at = self._clock.monotonic()
         self._window.answered(departure, answered_at, soundly=isinstance(answer, Listed | Described))
@@ -227,7 +236,10 @@ class SyncLoop:
             self._note(answer)
         settlement = settled_call(call_id, answer)
         records = len(answer.records) if isinstance(answer, Listed) else 0
-        await self._store.end_call(settlement, records, self._clock.now())
+        try:
+            await self._store.end_call(settlement, records, self._clock.now())
+        except StoreUnavailable as error:  # it stays counted as under way, which is all that is lost
+            log.error("sync.call_not_ended", call_id=call_id, reason=error.detail)  # noqa: TRY400
         log.info(
             "sync.asked",
             call_id=call_id,
@@ -237,8 +249,7 @@ class SyncLoop:
             reason=settlement.error,
             seconds=round(answered_at - departure.left_at, 3),
         )
-        if not question.answer.done():
-            question.answer.set_result(answer)
+        question.tell(answer)
 
     def _note(self, answer: Answer | AskedAnswer) -> None:
         before = self._health.trouble
