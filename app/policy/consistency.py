@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from app.clock import iso, parse_iso
-from app.fields import NUMERIC, FieldType, plain
+from app.fields import NUMERIC, FieldType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ def differences(delivered: Fold, cells: Mapping[str, Json], registry: Registry) 
 
 def kept(field: Field, value: Value | Json) -> Json:
     """A value as Airtable keeps it: numbers are floats, an empty text is no cell, a time is UTC with milliseconds."""
-    cell: Json = plain(value) if not isinstance(value, list | dict) else value
+    cell: Json = float(value) if isinstance(value, Decimal) else value
     if cell is None or cell == "":
         return None
     if field.type in NUMERIC and isinstance(cell, int | float) and not isinstance(cell, bool):

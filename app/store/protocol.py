@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, Report
     from app.store.views import (
+        CheckFinding,
+        CheckProgress,
+        CheckSummary,
         ErrorFilter,
         ErrorView,
         MessageFilter,
@@ -63,6 +66,52 @@ class Adoption:
 
     record_id: str
     values: Fold
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What a run's record in Airtable should hold, as far as messages of ours named it."""
+
+    run_id: str
+    values: Fold
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRecord:
+    """A record that a consistency check read, and the fields of it that are not what was delivered."""
+
+    record_id: str
+    run_id: str | None
+    client_id: str | None = None
+    drifted: tuple[str, ...] = ()
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A record that a check has to ask for by its id and its run's before it may say anything about it."""
+
+    record_id: str
+    run_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckScope:
+    """What a check speaks about: records created after `since`, runs with nothing on its way since `quiet_before`."""
+
+    since: datetime
+    quiet_before: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOutcome:
+    """Findings by kind, the first thousand of them, and the errors and messages that followed."""
+
+    found: Mapping[str, int]
+    findings: Sequence[CheckFinding]
+    opened: int
+    resolved: int
+    repaired: int
 
 
 class Intake(Protocol):
@@ -155,6 +204,43 @@ class Missing(Protocol):
         ...
 
 
+class Consistency(Protocol):
+    """Comparing with what Airtable has. What a check sees is kept here, never in memory."""
+
+    async def begin_check(self) -> None:
+        """Forget what an earlier check saw."""
+        ...
+
+    async def delivered(self, record_ids: Sequence[str]) -> Mapping[str, Delivered]:
+        """By record id, of those that are records of runs here."""
+        ...
+
+    async def note_records(self, records: Sequence[SeenRecord], asked: Sequence[Doubt] = ()) -> None:
+        """Keep what was read; `asked`: it is all that there is of these."""
+        ...
+
+    async def gather_doubts(self, scope: CheckScope) -> None:
+        """The listing is complete: note what it leaves in doubt."""
+        ...
+
+    async def doubts(self, limit: int) -> Sequence[Doubt]:
+        """Some of those that were not asked for yet."""
+        ...
+
+    async def finish_check(self, scope: CheckScope, *, repair: bool, at: datetime) -> CheckOutcome:
+        """Everything was read: open an error for each new finding, resolve what is no longer seen.
+
+        With `repair`, a message for each drifted run delivers its present values again.
+        """
+        ...
+
+    async def keep_summary(self, summary: CheckSummary) -> None: ...
+
+    async def last_check_at(self) -> datetime | None:
+        """When the last check ended; of a store without one, when it was first used."""
+        ...
+
+
 class Replay(Protocol):
     """What a person decides."""
 
@@ -186,12 +272,14 @@ class Reading(Protocol):
 
     async def stats(self, at: datetime) -> Stats: ...
 
+    async def check_progress(self, since: datetime) -> CheckProgress: ...
+
     async def backup(self, to: Path) -> None:
         """Write a copy that can be opened as a store; raises `FileExistsError`."""
         ...
 
 
-class Store(Intake, Outbox, Harvest, Missing, Replay, Reading, Protocol):
+class Store(Intake, Outbox, Harvest, Missing, Consistency, Replay, Reading, Protocol):
     async def check(self) -> None:
         """Raises `StoreUnavailable` when a commit would fail now."""
         ...

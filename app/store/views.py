@@ -179,6 +179,52 @@ class CreationStats:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckSummary:
+    """A consistency check that came to an end. With `trouble` it could not finish, and changed nothing.
+
+    `found` counts findings by kind of error; `opened` and `resolved` count errors, `repaired` the messages queued.
+    """
+
+    started_at: str
+    finished_at: str
+    since: str
+    trouble: str | None
+    pages: int
+    records: int
+    calls: int
+    found: Mapping[str, int]
+    opened: int
+    resolved: int
+    repaired: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFinding:
+    error_id: int
+    kind: str
+    run_id: str | None
+    record_id: str
+    cause: str
+    first_at: str
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport(CheckSummary):
+    """What a check tells whoever asked for it: with its findings, the first thousand of them."""
+
+    findings: Sequence[CheckFinding] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckProgress:
+    """How far the check under way is: the records that it has read, and the records that should be there."""
+
+    seen: int
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """`creation_success_rate` is over all that is kept; `calls_this_month` counts from the first, 00:00 UTC."""
 
@@ -192,3 +238,4 @@ class Stats:
     creations: Sequence[CreationStats]
     open_errors: Mapping[str, int]
     calls_this_month: CallCounts
+    last_check: CheckSummary | None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.clock import iso, parse_iso
 from app.fields import load_fold, plain
+from app.store.sqlite.consistency import last_summary
 from app.store.views import (
     BatchView,
     CallCounts,
@@ -231,4 +232,5 @@ def stats(connection: sqlite3.Connection, at: datetime) -> Stats:
         ],
         open_errors={row["kind"]: row["n"] for row in connection.execute(COUNT_OPEN)},
         calls_this_month=CallCounts(sum(calls.values()), calls),
+        last_check=last_summary(connection),
     )

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from app.clock import parse_iso
 from app.errors import StoreError, StoreLocked
-from app.store.sqlite import delivery, harvest, intake, missing, reading, replay, webhooks
+from app.store.sqlite import consistency, delivery, harvest, intake, missing, reading, replay, webhooks
 from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
 from app.store.sqlite.intake import When
 from app.store.sqlite.migrate import migrate, migrations_directory, missing_migrations, read_migrations
@@ -24,8 +24,19 @@ if TYPE_CHECKING:
     from app.model import Created, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, HarvestRules
-    from app.store.protocol import Adoption, BatchStep, WebhookEvent
+    from app.store.protocol import (
+        Adoption,
+        BatchStep,
+        CheckOutcome,
+        CheckScope,
+        Delivered,
+        Doubt,
+        SeenRecord,
+        WebhookEvent,
+    )
     from app.store.views import (
+        CheckProgress,
+        CheckSummary,
         ErrorFilter,
         ErrorView,
         MessageFilter,
@@ -67,6 +78,9 @@ class SqliteReading:
 
     async def stats(self, at: datetime) -> Stats:
         return await self._reader.run(lambda connection: reading.stats(connection, at))
+
+    async def check_progress(self, since: datetime) -> CheckProgress:
+        return await self._reader.run(lambda connection: consistency.progress(connection, since))
 
     async def backup(self, to: Path) -> None:
         if to.exists():
@@ -202,6 +216,33 @@ class SqliteStore(SqliteReading):
                 connection, None, run_id, now=at, when=when, rules=self._rules, known=self._run_fields
             )
         return adopted
+
+    # Consistency
+
+    async def begin_check(self) -> None:
+        await self._writer.run(consistency.begin)
+
+    async def delivered(self, record_ids: Sequence[str]) -> Mapping[str, Delivered]:
+        return await self._reader.run(lambda connection: consistency.delivered(connection, record_ids))
+
+    async def note_records(self, records: Sequence[SeenRecord], asked: Sequence[Doubt] = ()) -> None:
+        await self._writer.run(lambda connection: consistency.note(connection, records, asked))
+
+    async def gather_doubts(self, scope: CheckScope) -> None:
+        await self._writer.run(lambda connection: consistency.gather_doubts(connection, scope))
+
+    async def doubts(self, limit: int) -> Sequence[Doubt]:
+        return await self._reader.run(lambda connection: consistency.doubts(connection, limit))
+
+    async def finish_check(self, scope: CheckScope, *, repair: bool, at: datetime) -> CheckOutcome:
+        return await self._writer.run(lambda connection: consistency.finish(connection, scope, repair=repair, at=at))
+
+    async def keep_summary(self, summary: CheckSummary) -> None:
+        await self._writer.run(lambda connection: consistency.keep_summary(connection, summary))
+
+    async def last_check_at(self) -> datetime | None:
+        at = await self._reader.run(consistency.last_check_at)
+        return None if at is None else parse_iso(at)
 
     # Replay
 
