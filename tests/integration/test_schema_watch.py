@@ -265,8 +265,8 @@ async def test_the_look_comes_behind_what_waits_to_be_delivered(watched: Harness
     clock_of(watched).pass_time(60)
     async with watched.running():
         await until(lambda: len(watched.records()) == 1 and len(looks(watched)) == 1)
-    first, *_ = [request for request in watched.airtable_server.log if request.status == 200]
-    assert first.method == "PATCH"
+    begun = "SELECT method FROM airtable_calls WHERE outcome = 'ok' ORDER BY id"
+    assert rows(watched.store_path, begun) == [("create",), ("describe",)]
 
 
 async def test_a_bug_in_the_look_ends_the_service(watched: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
