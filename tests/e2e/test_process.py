@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from tests.support.process import command, free_port, served
+from tests.support.watching import meddle, rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,3 +121,18 @@ async def test_the_demo_ends_well_and_says_where_to_look(tmp_path: Path, monkeyp
     assert "251007-070457-Guy-Wilson" in ended.out
     assert "missing_records" in ended.out
     assert ended.err == ""
+
+
+async def test_a_loop_that_dies_ends_the_process_with_1_instead_of_serving_on(tmp_path: Path) -> None:
+    async with served(tmp_path) as service:
+        broken = (
+            "CREATE TRIGGER broken BEFORE INSERT ON airtable_calls BEGIN SELECT RAISE (ABORT, 'broken by hand'); END"
+        )
+        meddle(tmp_path / "runs.db", broken)
+        await service.call("POST", "/runs", RUN)
+        assert await service.ended() == 1
+        log = "".join(service.lines)
+    assert '"event": "loop.died"' in log
+    assert "broken by hand" in log
+    kept = rows(tmp_path / "runs.db", "SELECT run_id, state FROM outbox")
+    assert kept == [(RUN_ID, "pending")]
