@@ -235,6 +235,19 @@ async def test_a_dead_create_holds_up_its_run_and_nobody_else(desk: Desk) -> Non
     assert [run.run_id for run in (await desk.claim(later(2))).runs] == [good]
 
 
+async def test_what_rode_with_a_create_that_died_waits_for_its_replay(desk: Desk) -> None:
+    await desk.kick_off()
+    at = AT
+    for _ in range(3):
+        await desk.update(adding(RUN, posts_harvested=1), at)
+        await desk.answer(await desk.claim(at), Unknown("timeout"), at)
+        at = at.replace(hour=at.hour + 1)
+    states = [("create", "dead", 3), ("update", "dead", 3), ("update", "pending", 2), ("update", "pending", 1)]
+    assert desk.states(RUN) == states
+    assert await desk.store.next_due() is None
+    assert await desk.store.claim(at) is None
+
+
 async def test_a_dead_update_holds_up_nothing(desk: Desk) -> None:
     await desk.kick_off()
     await desk.deliver_all()
