@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import requests
 from pyairtable import Api
-from pyairtable.formulas import CREATED_TIME, DATETIME_PARSE, EQ, IS_AFTER, OR, Field
+from pyairtable.formulas import CREATED_TIME, DATETIME_PARSE, EQ, IS_AFTER, OR, RECORD_ID, Field
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from app.clock import iso
@@ -271,11 +271,15 @@ class Airtable:
 
     # Asking
 
-    async def find(self, run_ids: Sequence[str]) -> ListAnswer:
-        """The records that carry one of these run ids, in one call."""
+    async def find(
+        self, run_ids: Sequence[str], record_ids: Sequence[str] = (), offset: str | None = None
+    ) -> ListAnswer:
+        """A page of the records that carry one of these run ids, or are one of these."""
         column = self._registry[RUN_ID].column
-        formula = OR(*(EQ(Field(column), run_id) for run_id in run_ids))
-        return await self._list({"formula": str(formula), "page_size": RECORDS_PER_PAGE})
+        named = [EQ(Field(column), run_id) for run_id in run_ids]
+        formula = OR(*named, *(EQ(RECORD_ID(), record_id) for record_id in record_ids))
+        options: dict[str, object] = {"formula": str(formula), "page_size": RECORDS_PER_PAGE}
+        return await self._list(options if offset is None else {**options, "offset": offset})
 
     async def list_since(self, since: datetime, offset: str | None) -> ListAnswer:
         """A page of the records that were created in Airtable after `since`, with the columns that we write."""
