@@ -12,8 +12,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.clock import iso
 from app.errors import NotFound, Problem, StoreLocked
+from app.service import check_once
 from app.store.sqlite.store import open_store
-from app.store.views import ErrorView, MessageView
+from app.store.views import CheckReport, ErrorView, MessageView
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -33,6 +34,8 @@ class Operator(Protocol):
     async def retry_all(self, *, kind: ErrorKind | None, run_id: str | None, since: datetime | None) -> int: ...
 
     async def resolve_error(self, error_id: int, *, note: str | None, discard: bool) -> ErrorView: ...
+
+    async def check(self, *, repair: bool) -> CheckReport: ...
 
 
 @contextlib.asynccontextmanager
@@ -54,16 +57,17 @@ async def open_operator(settings: Settings, secrets: Secrets) -> AsyncIterator[O
                 )
             )
         except StoreLocked:
-            timeout = aiohttp.ClientTimeout(total=_SECONDS)
-            http = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+            http = await stack.enter_async_context(aiohttp.ClientSession())
             yield ServiceOperator(http, settings, secrets)
         else:
-            yield StoreOperator(store)
+            yield StoreOperator(store, settings, secrets)
 
 
 class StoreOperator:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, settings: Settings, secrets: Secrets) -> None:
         self._store = store
+        self._settings = settings
+        self._secrets = secrets
 
     async def retry(self, message_id: int) -> MessageView:
         await self._store.retry(message_id, datetime.now(UTC))
@@ -75,6 +79,9 @@ class StoreOperator:
     async def resolve_error(self, error_id: int, *, note: str | None, discard: bool) -> ErrorView:
         await self._store.resolve_error(error_id, note=note, discard=discard, at=datetime.now(UTC))
         return _found(await self._store.error(error_id))
+
+    async def check(self, *, repair: bool) -> CheckReport:
+        return await check_once(self._settings, self._secrets, self._store, repair=repair)
 
 
 def _found(row: T | None) -> T:
@@ -94,6 +101,7 @@ class _Told(BaseModel):
 _MESSAGE = TypeAdapter(MessageView)
 _ERROR = TypeAdapter(ErrorView)
 _RETRIED = TypeAdapter(_Retried)
+_CHECK = TypeAdapter(CheckReport)
 
 
 class ServiceOperator:
@@ -120,9 +128,16 @@ class ServiceOperator:
     async def resolve_error(self, error_id: int, *, note: str | None, discard: bool) -> ErrorView:
         return await self._post(f"/errors/{error_id}/resolve", {"note": note, "discard": discard}, _ERROR)
 
-    async def _post(self, path: str, body: Mapping[str, Json], answer: TypeAdapter[T]) -> T:
+    async def check(self, *, repair: bool) -> CheckReport:
+        """However long it takes: a large table, within the limit and behind real work."""
+        return await self._post("/check", {"repair": "drift" if repair else None}, _CHECK, seconds=None)
+
+    async def _post(
+        self, path: str, body: Mapping[str, Json], answer: TypeAdapter[T], *, seconds: float | None = _SECONDS
+    ) -> T:
+        timeout = aiohttp.ClientTimeout(total=seconds, connect=_SECONDS)
         try:
-            async with self._http.post(self._url + path, json=body, headers=self._headers) as response:
+            async with self._http.post(self._url + path, json=body, headers=self._headers, timeout=timeout) as response:
                 text = await response.text()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Problem(

@@ -9,6 +9,7 @@ import secrets as randomness
 import socket
 import uuid
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +19,7 @@ from app.airtable import Airtable, AirtableAccess
 from app.apify_client import Apify, ApifyAccess
 from app.clock import Clock, SystemClock
 from app.config import check_destination, check_exposure, is_loopback_url
+from app.consistency import CheckRules, ConsistencyCheck
 from app.errors import ConfigError
 from app.harvest import HarvestLoop
 from app.intake import Intake
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from app.config import Secrets, Settings
     from app.store.protocol import Store
+    from app.store.views import CheckReport
 
 log = get_logger(__name__)
 
@@ -74,12 +77,21 @@ class Loop(Watch, Protocol):
 class Service:
     """A running service: where it listens, its store and its loops. `harvest` is missing without an Apify token."""
 
-    def __init__(self, url: str, store: Store, sync: SyncLoop, lookups: LookupLoop, schema: SchemaWatch) -> None:
+    def __init__(
+        self,
+        url: str,
+        store: Store,
+        sync: SyncLoop,
+        lookups: LookupLoop,
+        schema: SchemaWatch,
+        consistency: ConsistencyCheck,
+    ) -> None:
         self.url = url
         self.store = store
         self.sync = sync
         self.lookups = lookups
         self.schema = schema
+        self.consistency = consistency
         self.harvest: HarvestLoop | None = None
         self.stopping = False
         self.loops: list[asyncio.Task[None]] = []
@@ -93,6 +105,7 @@ class Service:
     def stop(self) -> None:
         """Begin nothing new. Everything that is under way has the same time from now to come to its end."""
         self.stopping = True
+        self.consistency.stop()
         self.sync.stop()
         if self.harvest is not None:
             self.harvest.stop()
@@ -132,10 +145,12 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
         listener = stack.enter_context(_bind(settings))
         lookups = LookupLoop(store, sync, airtable, settings.registry(), sources.clock)
         schema = _schema_watch(settings, sources, sync, airtable)
-        service = Service(_url_of(listener), store, sync, lookups, schema)
+        consistency = _consistency_check(settings, sources, store, sync, airtable)
+        service = Service(_url_of(listener), store, sync, lookups, schema, consistency)
         await sync.recover()
         await stack.enter_async_context(_looping(sync, service))
         await stack.enter_async_context(_watching(lookups, service))
+        await stack.enter_async_context(_watching(consistency, service))
         if sources.watch_schema:
             await stack.enter_async_context(_watching(schema, service))
         if secrets.apify_token:
@@ -217,6 +232,51 @@ def _schema_watch(settings: Settings, sources: Sources, sync: SyncLoop, airtable
     )
 
 
+def _consistency_check(
+    settings: Settings, sources: Sources, store: Store, sync: SyncLoop, airtable: Airtable
+) -> ConsistencyCheck:
+    rules = CheckRules(
+        interval=timedelta(seconds=settings.consistency.interval_seconds),
+        window=timedelta(days=settings.consistency.window_days),
+        grace=timedelta(seconds=settings.consistency.grace_seconds),
+        retry=settings.retry_rules(),
+    )
+    return ConsistencyCheck(store, sync, airtable, settings.registry(), sources.clock, sources.random, rules)
+
+
+async def check_once(settings: Settings, secrets: Secrets, store: Store, *, repair: bool) -> CheckReport:
+    """A consistency check where no service runs. What waits in the store is delivered first, and repairs after it.
+
+    Raises:
+        ConfigError: there is no base to ask.
+        StoreError: the store belongs to another base.
+    """
+    check_destination(settings, secrets)
+    sources = Sources()
+    await store.bind_base(settings.airtable.base_id, sources.clock.now())
+    airtable = Airtable(_airtable_access(settings, secrets), settings.registry())
+    sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings))
+    await sync.recover()
+    delivering = asyncio.create_task(sync.run())
+    consistency = _consistency_check(settings, sources, store, sync, airtable)
+    checking = asyncio.create_task(consistency.check(repair=repair))
+    try:
+        await asyncio.wait([delivering, checking], return_when=asyncio.FIRST_COMPLETED)
+        if delivering.done():
+            delivering.result()
+        report = await checking
+        if report.repaired:
+            with contextlib.suppress(TimeoutError):  # then they wait for the service
+                async with asyncio.timeout(settings.sync.shutdown_seconds):
+                    await sync.until_idle()
+        return report
+    finally:
+        checking.cancel()
+        sync.stop()
+        await asyncio.wait([delivering, checking])
+        airtable.close()
+
+
 def _harvest_loop(settings: Settings, sources: Sources, service: Service, apify: Apify) -> HarvestLoop:
     return HarvestLoop(
         service.store,
@@ -266,6 +326,7 @@ async def _serving(
         sources.clock,
         internal=Bearer(secrets.internal_tokens, "INTERNAL_API_TOKEN"),
         webhook=Bearer(secrets.webhook_secrets, "APIFY_WEBHOOK_SECRET"),
+        check=service.consistency.check,
         on_work=service.wake,
     )
     health = Health(store.check, lambda: service.sync.trouble, lambda: service.schema.flaws, lambda: service.stopping)

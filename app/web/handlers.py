@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -24,6 +24,7 @@ from app.model import (
 from app.store.views import (
     DEFAULT_LIMIT,
     MAX_LIMIT,
+    CheckReport,
     ErrorFilter,
     ErrorView,
     MessageFilter,
@@ -66,6 +67,18 @@ class RetryRequest(Request):
     since: str | None = None
 
 
+class CheckRequest(Request):
+    """A consistency check; `repair` delivers again what drifted."""
+
+    repair: Literal["drift"] | None = None
+
+
+class Check(Protocol):
+    """Run a consistency check to its end; one at a time."""
+
+    async def __call__(self, *, repair: bool) -> CheckReport: ...
+
+
 class Calls:
     """The handlers of the internal calls and of the webhook, over the use cases and the store."""
 
@@ -78,6 +91,7 @@ class Calls:
         *,
         internal: Bearer,
         webhook: Bearer,
+        check: Check,
         on_work: Callable[[], None],
     ) -> None:
         self._intake = intake
@@ -86,6 +100,7 @@ class Calls:
         self._clock = clock
         self._internal = internal
         self._webhook = webhook
+        self._check = check
         self._on_work = on_work
 
     def routes(self) -> list[web.RouteDef]:
@@ -99,6 +114,7 @@ class Calls:
             web.get("/outbox", self.list_messages),
             web.post("/outbox/retry", self.retry_messages),
             web.post("/outbox/{id}/retry", self.retry_message),
+            web.post("/check", self.check),
             web.get("/stats", self.stats),
             web.post("/webhooks/apify", self.take_webhook),
         ]
@@ -199,6 +215,11 @@ class Calls:
         return _json({"retried": retried})
 
     # The rest
+
+    async def check(self, request: web.Request) -> web.Response:
+        self._internal.check(request)
+        asked = await _body(request, CheckRequest, optional=True)
+        return _answer(_CHECK.dump_json(await self._check(repair=asked.repair is not None)))
 
     async def stats(self, request: web.Request) -> web.Response:
         self._internal.check(request)
@@ -304,6 +325,7 @@ _ERRORS = TypeAdapter(list[ErrorView])
 _MESSAGE = TypeAdapter(MessageView)
 _MESSAGES = TypeAdapter(list[MessageView])
 _STATS = TypeAdapter(Stats)
+_CHECK = TypeAdapter(CheckReport)
 
 FoundT = TypeVar("FoundT")
 
