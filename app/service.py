@@ -32,6 +32,7 @@ from app.web.application import make_application
 from app.web.guard import Bearer
 from app.web.handlers import Calls
 from app.web.health import Health
+from app.web.metrics import LoopState, Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -319,20 +320,23 @@ async def _serving(
         on_work=service.wake,
         on_missing=service.lookups.wake,
     )
+    internal = Bearer(secrets.internal_tokens, "INTERNAL_API_TOKEN")
     calls = Calls(
         intake,
         store,
         store,
         sources.clock,
-        internal=Bearer(secrets.internal_tokens, "INTERNAL_API_TOKEN"),
+        internal=internal,
         webhook=Bearer(secrets.webhook_secrets, "APIFY_WEBHOOK_SECRET"),
         check=service.consistency.check,
         on_work=service.wake,
     )
     health = Health(store.check, lambda: service.sync.trouble, lambda: service.schema.flaws, lambda: service.stopping)
+    metrics = Metrics(store.counts, lambda: _loop_state(service), sources.clock, internal=internal)
     application = make_application(
         calls,
         health,
+        metrics,
         new_id=sources.new_id,
         max_body_bytes=settings.server.max_body_bytes,
         body_seconds=sources.body_seconds,
@@ -346,6 +350,14 @@ async def _serving(
         yield
     finally:
         await runner.cleanup()
+
+
+def _loop_state(service: Service) -> LoopState:
+    return LoopState(
+        base_rests_for_seconds=service.sync.rests_for,
+        base_in_trouble=service.sync.trouble is not None,
+        schema_flaws=len(service.schema.flaws),
+    )
 
 
 def _url_of(listener: socket.socket) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CheckFinding,
         CheckProgress,
         CheckSummary,
+        Counts,
         ErrorFilter,
         ErrorView,
         MessageFilter,
@@ -271,6 +272,8 @@ class Reading(Protocol):
     async def errors(self, chosen: ErrorFilter, part: Slice) -> Page[ErrorView]: ...
 
     async def stats(self, at: datetime) -> Stats: ...
+
+    async def counts(self, at: datetime) -> Counts: ...
 
     async def check_progress(self, since: datetime) -> CheckProgress: ...
 

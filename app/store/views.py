@@ -239,3 +239,21 @@ class Stats:
     open_errors: Mapping[str, int]
     calls_this_month: CallCounts
     last_check: CheckSummary | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the metrics are made of. `created` and `already_existed` only grow; the rest is as it stands."""
+
+    runs: int
+    created: int
+    already_existed: int
+    creations_delivered: int
+    creations_failed: int
+    pending: int
+    dead: int
+    oldest_pending_seconds: float | None
+    held: int
+    open_errors: Mapping[str, int]
+    batches: Mapping[str, int]
+    calls_this_month: Mapping[str, int]

@@ -14,12 +14,19 @@ if TYPE_CHECKING:
 
     from app.web.handlers import Calls
     from app.web.health import Health
+    from app.web.metrics import Metrics
 
 
 def make_application(
-    calls: Calls, health: Health, *, new_id: Callable[[], str], max_body_bytes: int, body_seconds: float
+    calls: Calls,
+    health: Health,
+    metrics: Metrics,
+    *,
+    new_id: Callable[[], str],
+    max_body_bytes: int,
+    body_seconds: float,
 ) -> web.Application:
     application = web.Application(client_max_size=max_body_bytes, middlewares=[request_ids(new_id), problems])
     application[BODY_SECONDS] = body_seconds
-    application.add_routes([*calls.routes(), *health.routes()])
+    application.add_routes([*calls.routes(), *health.routes(), *metrics.routes()])
     return application

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from app.clock import parse_iso
 from app.errors import StoreError, StoreLocked
-from app.store.sqlite import consistency, delivery, harvest, intake, missing, reading, replay, webhooks
+from app.store.sqlite import consistency, counting, delivery, harvest, intake, missing, reading, replay, webhooks
 from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
 from app.store.sqlite.intake import When
 from app.store.sqlite.migrate import migrate, migrations_directory, missing_migrations, read_migrations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from app.store.views import (
         CheckProgress,
         CheckSummary,
+        Counts,
         ErrorFilter,
         ErrorView,
         MessageFilter,
@@ -81,6 +82,9 @@ class SqliteReading:
 
     async def check_progress(self, since: datetime) -> CheckProgress:
         return await self._reader.run(lambda connection: consistency.progress(connection, since))
+
+    async def counts(self, at: datetime) -> Counts:
+        return await self._reader.run(lambda connection: counting.counts(connection, at))
 
     async def backup(self, to: Path) -> None:
         if to.exists():
