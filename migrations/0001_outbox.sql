@@ -381,7 +381,7 @@ CREATE TABLE check_seen (
     record_id TEXT PRIMARY KEY,
     run_id TEXT,                                     -- as its Run ID cell says
     client_id TEXT,                                  -- as its Client ID cell says
-    drifted TEXT CHECK (json_valid(drifted) AND json_type(drifted) = 'array'),  -- fields that are not as delivered
+    drifted TEXT CHECK (drifted IS NULL OR json_valid(drifted)),  -- names of the fields that are not as delivered
     cause TEXT                                       -- their values, here and there
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX check_seen_by_run ON check_seen (run_id);
