@@ -11,6 +11,7 @@ import asyncio
 import re
 import sys
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
@@ -23,7 +24,7 @@ from app.logs import configure_logs
 from app.model import ErrorKind, ErrorState, MessageKind, MessageState, SyncState
 from app.show import Shower
 from app.store.sqlite.store import SqliteReading, open_reading, prepare
-from app.store.views import MAX_LIMIT, ErrorFilter, MessageFilter, RunFilter, Slice
+from app.store.views import MAX_LIMIT, CheckReport, ErrorFilter, MessageFilter, RunFilter, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -273,6 +274,40 @@ def _since(text: str | None) -> datetime | None:
         return parse_iso(text)
     except ValueError as error:
         raise ConfigError("--since takes 30m, 2h or 7d, or an ISO 8601 time with an offset") from error
+
+
+class Repair(StrEnum):
+    DRIFT = "drift"
+
+
+@app.command()
+def check(
+    config: Config = None,
+    as_json: Json = False,
+    repair: Annotated[Repair | None, typer.Option(help="Deliver our values of drifted fields again.")] = None,
+) -> None:
+    """Compare Airtable with what was delivered, now. Exits 1 if anything is found, or the check could not finish.
+
+    Findings are kept as errors; nothing is created, and nothing changed without --repair.
+    """
+    from app.operate import open_operator  # noqa: PLC0415
+
+    shower = Shower(as_json=as_json)
+    settings, secrets = load_settings(config), Secrets.from_environment()
+    since = datetime.now(UTC) - timedelta(days=settings.consistency.window_days)
+
+    async def checking() -> CheckReport:
+        async with (
+            open_operator(settings, secrets) as operator,
+            open_reading(Path(settings.store.path)) as store,
+            shower.progressing(lambda: store.check_progress(since)),
+        ):
+            return await operator.check(repair=repair is not None)
+
+    report = asyncio.run(checking())
+    shower.report(report)
+    if report.found or report.trouble is not None:
+        raise typer.Exit(PROBLEM)
 
 
 # How ------------------------------------------------------------------------------------------------------------

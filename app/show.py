@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from app.store.views import ErrorView, MessageView, Page, RunSummary, RunView, Stats
+from app.store.views import CheckReport, ErrorView, MessageView, Page, RunSummary, RunView, Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
     from app.model import Json
+    from app.store.views import CheckProgress
 
 _STYLES = {
     "synced": "green",
@@ -142,6 +146,48 @@ class Shower:
         else:
             self._console.print(f"{count} messages wait to be sent again")
 
+    def report(self, report: CheckReport) -> None:
+        if self._as_json:
+            self._json(TypeAdapter(CheckReport).dump_json(report))
+            return
+        rows: list[tuple[str, object]] = [
+            ("began", report.started_at),
+            ("ended", report.finished_at),
+            ("records since", report.since),
+            ("pages read", report.pages),
+            ("records read", report.records),
+            ("Airtable calls", report.calls),
+        ]
+        rows += [(f"found: {kind}", count) for kind, count in report.found.items()]
+        rows += [("opened", report.opened), ("resolved", report.resolved), ("repairs queued", report.repaired)]
+        self._console.print(make_table("Consistency with Airtable", ("what", "now"), rows))
+        if report.findings:
+            found = [(one.error_id, one.kind, one.run_id, one.cause) for one in report.findings]
+            self._console.print(make_table("Findings", ("error", "kind", "run", "cause"), found))
+        hidden = sum(report.found.values()) - len(report.findings)
+        if hidden:
+            self._console.print(f"and {hidden} more: errors list")
+        if report.trouble is not None:
+            text = f"the check could not finish, and changed nothing: {report.trouble}"
+            self._console.print(text, markup=False, highlight=False)
+        elif not report.found:
+            self._console.print("Airtable has what was delivered")
+
+    @contextlib.asynccontextmanager
+    async def progressing(self, look: Callable[[], Awaitable[CheckProgress]]) -> AsyncIterator[None]:
+        """A bar on a terminal that follows a check; nothing elsewhere."""
+        if self._as_json or not self._console.is_terminal:
+            yield
+            return
+        with Progress(console=self._console, transient=True) as bar:
+            task = bar.add_task("reading Airtable", total=None)
+            following = asyncio.create_task(_follow(bar, task, look))
+            try:
+                yield
+            finally:
+                following.cancel()
+                await asyncio.wait([following])
+
     def _table(
         self, title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], when_empty: str
     ) -> None:
@@ -157,6 +203,16 @@ class Shower:
 
     def _json(self, body: bytes) -> None:
         self._console.file.write(body.decode() + "\n")
+
+
+_LOOK_SECONDS = 0.5
+
+
+async def _follow(bar: Progress, task: TaskID, look: Callable[[], Awaitable[CheckProgress]]) -> None:
+    while True:
+        seen = await look()
+        bar.update(task, completed=seen.seen, total=max(seen.seen, seen.expected) or None)
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _what(error: ErrorView) -> str:

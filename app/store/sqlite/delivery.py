@@ -11,6 +11,7 @@ from app.errors import StoreError
 from app.fields import load_fold
 from app.model import CallOutcome, ErrorKind, MessageKind
 from app.policy.delivery import Claim, ClaimedRun, SetAside, Waiting, fields_to_send
+from app.store.sqlite.consistency import resolve_repaired
 
 if TYPE_CHECKING:
     import sqlite3
@@ -146,6 +147,7 @@ def _settle_run(connection: sqlite3.Connection, run: RunSettlement, now: str) ->
             run = _shares_record(connection, run, owner["run_id"])
     if run.delivered:
         connection.execute(DELIVER, (now, run.run_id))
+        resolve_repaired(connection, run.run_id, now)
     else:
         _take_back(connection, run, now)
     rest = {"failures": run.failures, "share": run.share, "due_at": iso(run.due_at), "run_id": run.run_id}
