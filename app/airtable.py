@@ -19,10 +19,10 @@ from pyairtable import Api
 from pyairtable.formulas import CREATED_TIME, DATETIME_PARSE, EQ, IS_AFTER, OR, RECORD_ID, Field
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from app.clock import iso
+from app.clock import iso, parse_http_date
 from app.fields import RUN_ID, plain
 from app.model import RECORDS_PER_CALL, ErrorKind
-from app.policy.asking import Column, Described, FoundRecord, Listed
+from app.policy.asking import Column, Described, FoundRecord, Identified, Listed
 from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown, Written
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from app.fields import Registry
     from app.model import Json
-    from app.policy.asking import DescribeAnswer, Failure, ListAnswer
+    from app.policy.asking import DescribeAnswer, Failure, IdentifyAnswer, ListAnswer
     from app.policy.delivery import Answer, Claim
 
 T = TypeVar("T")
@@ -139,6 +139,16 @@ class _DescribedTable(BaseModel):
 
 class _DescribedTables(BaseModel):
     tables: list[_DescribedTable]
+
+
+class _Whoami(BaseModel):
+    id: str
+    scopes: list[str] | None = None
+
+
+class _Told(BaseModel):
+    body: _Whoami
+    date: str | None = None
 
 
 #: `Field "X" cannot accept the provided value`, `Unknown field name: "X"`
@@ -302,6 +312,22 @@ class Airtable:
             return Unknown(_senseless(error), 200)
         return Listed(tuple(FoundRecord(one.id, one.fields) for one in page.records), page.offset)
 
+    async def peek(self) -> ListAnswer:
+        """One record, or none: whether the table can be read at all."""
+        return await self._list({"maxRecords": 1, "pageSize": 1})
+
+    async def identify(self) -> IdentifyAnswer:
+        """Whose token this is (needs no scope, and asks nothing of the base)."""
+        answer = await self._ask(_whoami)
+        if not isinstance(answer, _Body):
+            return answer
+        try:
+            told = _Told.model_validate(answer.value)
+        except ValidationError as error:
+            return Unknown(_senseless(error), 200)
+        scopes = None if told.body.scopes is None else tuple(told.body.scopes)
+        return Identified(told.body.id, scopes, parse_http_date(told.date))
+
     async def describe(self) -> DescribeAnswer:
         """The table's real columns (needs the scope `schema.bases:read`)."""
         answer = await self._ask(lambda table: table.api.request("GET", table.base.urls.tables))
@@ -345,6 +371,13 @@ def _write(table: Table, records: Sequence[Record], merge_on: str | None) -> obj
         body["performUpsert"] = {"fieldsToMergeOn": [merge_on]}
     answer: object = table.api.request("PATCH", table.urls.records, json=body)
     return answer
+
+
+def _whoami(table: Table) -> dict[str, object]:
+    """The body, and the answer's own date, which pyairtable would keep to itself."""
+    response = table.api.session.get(str(table.api.urls.whoami), timeout=table.api.timeout)
+    response.raise_for_status()
+    return {"body": response.json(), "date": response.headers.get("Date")}
 
 
 def _refused_with(error: Exception) -> requests.Response | None:

@@ -24,7 +24,7 @@ from apify_client.errors import ApifyApiError, NotFoundError, RateLimitError, Se
 from apify_client.http_clients import Httpx2HttpClientAsync
 
 from app.apify import BATCH_PARAMETER, RUN_PARAMETER
-from app.clock import iso, parse_iso
+from app.clock import iso, parse_http_date, parse_iso
 from app.logs import REDACTED
 from app.policy.harvest import (
     ENDED,
@@ -120,15 +120,15 @@ class Apify:
             )
             return Started(_actor_run(run))
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            return StartPostponed(f"Apify cannot be reached: {self._told(error)}")
+            return StartPostponed(f"Apify cannot be reached: {self.told(error)}")
         except RateLimitError as error:
-            return StartPostponed(f"Apify asks for a pause: {self._told(error)}")
+            return StartPostponed(f"Apify asks for a pause: {self.told(error)}")
         except ServerError as error:
             return StartLost(f"Apify answered {error.status_code} to the start")
         except ApifyApiError as error:
-            return _refused_start(error, self._told(error))
+            return _refused_start(error, self.told(error))
         except Exception as error:  # noqa: BLE001 - whatever apify-client makes of an odd answer, the run may exist
-            return StartLost(f"the start's answer was lost: {self._told(error)}")
+            return StartLost(f"the start's answer was lost: {self.told(error)}")
 
     # Find
 
@@ -152,7 +152,7 @@ class Apify:
                 if await self._has_input(run, run_input):
                     return Found(_listed_run(run))
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing is known that was not known before
-            return LookFailed(f"Apify's runs could not be listed: {self._told(error)}")
+            return LookFailed(f"Apify's runs could not be listed: {self.told(error)}")
         return NoneFound(at)
 
     async def _runs_since(self, actor_id: str, since: datetime) -> AsyncIterator[RunListItem]:
@@ -179,7 +179,7 @@ class Apify:
         try:
             run = await self._reads.run(apify_run_id).get()
         except Exception as error:  # noqa: BLE001 - as above
-            return LookFailed(f"Apify could not be asked about run {apify_run_id}: {self._told(error)}")
+            return LookFailed(f"Apify could not be asked about run {apify_run_id}: {self.told(error)}")
         return Vanished() if run is None else Report(_actor_run(run), iso(at))
 
     # Measure
@@ -192,7 +192,7 @@ class Apify:
                 return Vanished()
             items = await self._count_items(run.default_dataset_id) if run.status in ENDED else None
         except Exception as error:  # noqa: BLE001 - as above
-            return LookFailed(f"Apify could not be asked for the figures of run {apify_run_id}: {self._told(error)}")
+            return LookFailed(f"Apify could not be asked for the figures of run {apify_run_id}: {self.told(error)}")
         return Measured(_actor_run(run), items=items, cost_usd=run.usage_total_usd, duration_seconds=_duration(run))
 
     async def _count_items(self, dataset_id: str) -> int | None:
@@ -208,7 +208,7 @@ class Apify:
                 return count
             count += len(page.items)
 
-    def _told(self, error: Exception) -> str:
+    def told(self, error: Exception) -> str:
         """What went wrong, without the request: its URL and headers hold secrets, which an answer may repeat."""
         if isinstance(error, ApifyApiError):
             said = f"{error.type or error.status_code}: {error.message}"
@@ -217,6 +217,70 @@ class Apify:
         for secret in (self._access.token, self._access.webhook_secret):
             said = said.replace(secret, REDACTED) if secret else said
         return _ENCODED.sub(REDACTED, said)[:_MOST_CAUSE]
+
+
+# Looking at the account ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AccountSeen:
+    """What Apify said of a token and an actor: each trouble is a text for a person, `None` where there is none.
+
+    `date` is Apify's clock at its first answer.
+    """
+
+    user: str | None = None
+    token_trouble: str | None = None
+    actor_trouble: str | None = None
+    date: datetime | None = None
+
+
+async def look_at_account(access: ApifyAccess, actor_id: str) -> AccountSeen:
+    """Ask once who the token is, and once for the actor if it is named. Never raises for what the other side does."""
+    apify = Apify(access)
+    dated = _DatedClient(**_limits(access, retries=0))
+    client = _client(access, dated)
+    try:
+        user = await client.user().get()
+        if user is None:
+            return AccountSeen(token_trouble="Apify knows no user of this token", date=dated.date)  # noqa: S106 - a text
+        actor_trouble = await _actor_trouble(client, actor_id, apify) if actor_id else None
+        return AccountSeen(user=user.username, actor_trouble=actor_trouble, date=dated.date)
+    except Exception as error:  # noqa: BLE001 - whatever it is, a person is to read it
+        return AccountSeen(token_trouble=apify.told(error), date=dated.date)
+    finally:
+        await dated.aclose()
+        await apify.close()
+
+
+async def _actor_trouble(client: ApifyClientAsync, actor_id: str, apify: Apify) -> str | None:
+    try:
+        found = await client.actor(actor_id).get()
+    except Exception as error:  # noqa: BLE001 - as above
+        return apify.told(error)
+    return None if found is not None else f"Apify knows no actor {actor_id!r} that this token may see"
+
+
+class _DatedClient(Httpx2HttpClientAsync):
+    """Keeps the `Date` of the first answer."""
+
+    date: datetime | None = None
+
+    async def send_request(
+        self,
+        *,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        content: bytes | AsyncIterator[bytes] | None,
+        timeout: float | None,  # noqa: ASYNC109 - apify-client's own signature
+        stream: bool,
+    ) -> httpx2.Response:
+        answer = await super().send_request(
+            method=method, url=url, headers=headers, content=content, timeout=timeout, stream=stream
+        )
+        self.date = self.date or parse_http_date(answer.headers.get("Date"))
+        return answer
 
 
 _MOST_CAUSE: Final = 300

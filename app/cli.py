@@ -147,6 +147,21 @@ def status(config: Config = None, as_json: Json = False) -> None:
         raise typer.Exit(PROBLEM)
 
 
+@app.command()
+def doctor(config: Config = None, as_json: Json = False) -> None:
+    """Whether all that the service needs is in order: tokens, base, columns, actor, store, machine; and what to do.
+
+    Works beside a running service or without one. Exits 1 if anything is wrong, 2 if the configuration is.
+    """
+    from app.doctor import diagnose  # noqa: PLC0415  # it asks with the clients, which take a second to import
+
+    secrets = Secrets.from_environment()
+    configure_logs(secrets.all(), quiet=True)
+    diagnosis = asyncio.run(diagnose(config, secrets))
+    Shower(as_json=as_json).diagnosis(diagnosis.to_json(), diagnosis.rows())
+    raise typer.Exit(diagnosis.exit_code)
+
+
 @runs_app.command("list")
 def runs_list(
     config: Config = None,

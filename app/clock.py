@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 
@@ -50,6 +51,14 @@ def parse_iso(text: str) -> datetime:
         return at.astimezone(UTC)
     except OverflowError as error:
         raise ValueError(str(error)) from error
+
+
+def parse_http_date(text: str | None) -> datetime | None:
+    """The time in a `Date` header (RFC 9110), in UTC; `None` where there is none that makes sense."""
+    try:
+        return parsedate_to_datetime(text or "").astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 async def wait_until_set(event: asyncio.Event, clock: Clock, seconds: float | None) -> None:

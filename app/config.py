@@ -52,6 +52,12 @@ class ServerSettings(Section):
         """Whether only this machine can reach it."""
         return is_loopback(self.host)
 
+    @property
+    def local_url(self) -> str:
+        """Where commands on this machine reach the service, if it runs."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
 
 class StoreSettings(Section):
     path: str = "data/runrecords.db"

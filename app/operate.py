@@ -108,13 +108,7 @@ class ServiceOperator:
     """The same over HTTP, where `[server]` says that the service listens."""
 
     def __init__(self, http: aiohttp.ClientSession, settings: Settings, secrets: Secrets) -> None:
-        host = settings.server.host
-        reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        self._url = (
-            f"http://[{reached}]:{settings.server.port}"
-            if ":" in reached
-            else f"http://{reached}:{settings.server.port}"
-        )
+        self._url = settings.server.local_url
         self._http = http
         self._headers = {"Authorization": f"Bearer {secrets.internal_tokens[0]}"} if secrets.internal_tokens else {}
 

@@ -31,6 +31,9 @@ _STYLES = {
     "failed": "red",
     "dead": "red",
     "open": "red",
+    "ok": "green",
+    "note": "yellow",
+    "problem": "red",
 }
 
 
@@ -187,6 +190,12 @@ class Shower:
             finally:
                 following.cancel()
                 await asyncio.wait([following])
+
+    def diagnosis(self, body: str, rows: Sequence[Sequence[object]]) -> None:
+        if self._as_json:
+            self._json(body.encode())
+        else:
+            self._console.print(make_table(None, ("what", "is", "detail"), rows))
 
     def _table(
         self, title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], when_empty: str

@@ -9,6 +9,7 @@ from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Un
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from app.model import Json
 
@@ -48,7 +49,18 @@ class Described:
     status: int = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """Whose token it is. Airtable names the scopes of some kinds of token only; `date` is its clock at the answer."""
+
+    user_id: str
+    scopes: tuple[str, ...] | None
+    date: datetime | None
+    status: int = 200
+
+
 Failure: TypeAlias = Refused | RateLimited | QuotaExhausted | Denied | Unknown
 ListAnswer: TypeAlias = Listed | Failure
 DescribeAnswer: TypeAlias = Described | Failure
+IdentifyAnswer: TypeAlias = Identified | Failure
 AskedAnswer: TypeAlias = Listed | Described | Failure
