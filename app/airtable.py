@@ -424,10 +424,13 @@ class TableThreads:
         table = self._open_table()
         while (job := self._jobs.get()) is not None:
             call, answer, loop = job
-            try:
-                result, error = call(table), None
-            except Exception as raised:  # noqa: BLE001  # it belongs to whoever asked
-                result, error = None, raised
+            result: object = None
+            error: Exception | None = None
+            if not answer.done():  # who waited for a thread in vain has given up: a stale write must not go out
+                try:
+                    result = call(table)
+                except Exception as raised:  # noqa: BLE001  # it belongs to whoever asked
+                    error = raised
             try:
                 loop.call_soon_threadsafe(self._finish, answer, result, error)
             except RuntimeError:  # the loop is closed: nobody waits any more

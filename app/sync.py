@@ -133,14 +133,16 @@ class SyncLoop:
 
     async def run(self) -> None:
         """Deliver until `stop`, then let what is in flight land. Raises what no rule foresees."""
-        while not self._stopping:
-            self._wake.clear()
-            delay = await self.run_once()
-            if delay is None and not self._in_flight and not self._wake.is_set():
-                self._idle.set()
-            if delay != 0.0:
-                await wait_until_set(self._wake, self._clock, delay)
-        await self._land()
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                delay = await self.run_once()
+                if delay is None and not self._in_flight and not self._wake.is_set():
+                    self._idle.set()
+                if delay != 0.0:
+                    await wait_until_set(self._wake, self._clock, delay)
+        finally:
+            await self._land()
 
     def stop(self) -> None:
         """Claim nothing more; `run` returns once what is in flight is settled, or its limit has passed."""

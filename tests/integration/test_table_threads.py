@@ -1,0 +1,54 @@
+"""The threads that talk to Airtable: as many as are needed, one table each, and nothing stale goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from pyairtable import Api
+
+from app.airtable import TableThreads
+
+if TYPE_CHECKING:
+    from pyairtable import Table
+
+
+def open_table() -> Table:
+    return Api("pat", retry_strategy=None, endpoint_url="http://127.0.0.1:9").table("app", "tbl")
+
+
+async def test_what_was_given_up_while_all_threads_were_busy_is_never_sent() -> None:
+    threads = TableThreads(open_table)
+    gate = threading.Event()
+    busy = [asyncio.create_task(threads.run(lambda _table: gate.wait(10))) for _ in range(TableThreads.MOST)]
+    sent: list[str] = []
+    stale = asyncio.create_task(threads.run(lambda _table: sent.append("stale")))
+    await asyncio.sleep(0)
+    stale.cancel()
+    await asyncio.gather(stale, return_exceptions=True)
+    gate.set()
+    await asyncio.gather(*busy)
+    await threads.run(lambda _table: sent.append("fresh"))
+    threads.close()
+    assert sent == ["fresh"]
+
+
+async def test_a_thread_is_used_again_and_keeps_its_table() -> None:
+    threads = TableThreads(open_table)
+    tables = [await threads.run(id) for _ in range(5)]
+    threads.close()
+    assert len(set(tables)) == 1
+
+
+async def test_an_error_of_a_call_reaches_whoever_asked_and_the_thread_lives_on() -> None:
+    threads = TableThreads(open_table)
+
+    def fail(_table: Table) -> None:
+        raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        await threads.run(fail)
+    assert await threads.run(lambda _table: 1) == 1
+    threads.close()
