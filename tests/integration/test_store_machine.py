@@ -47,7 +47,7 @@ CHANGES = st.builds(
     Change,
     set=st.fixed_dictionaries({}, optional={"apify_status": st.sampled_from(["READY", "DONE"])}),
     add=st.fixed_dictionaries({"posts_harvested": st.integers(1, 9)}),
-    append=st.fixed_dictionaries({}, optional={"progress_log": st.sampled_from([("x",), ("y", "z")])}),
+    append=st.fixed_dictionaries({"progress_log": st.sampled_from([("x",), ("y", "z"), ("",)])}),
 )
 #: Answers after which the base is as it was before.
 NOTHING_WRITTEN: list[Answer] = [
