@@ -314,7 +314,7 @@ class Airtable:
 
     async def peek(self) -> ListAnswer:
         """One record, or none: whether the table can be read at all."""
-        return await self._list({"maxRecords": 1, "pageSize": 1})
+        return await self._list({"max_records": 1, "page_size": 1})
 
     async def identify(self) -> IdentifyAnswer:
         """Whose token this is (needs no scope, and asks nothing of the base)."""
