@@ -367,8 +367,8 @@ def _of_sqlite(instruments: Instruments) -> Finding:
         return _note(
             name,
             f"{version} can corrupt a database that two connections write at once (the WAL-reset bug, mended in "
-            "3.51.3, 3.50.7 and 3.44.6). This service has one writing connection, which avoids it: let no other program "
-            "write",
+            "3.51.3, 3.50.7 and 3.44.6). This service has one writing connection, which avoids it: let no other "
+            "program write",
         )
     return _ok(name, f"{version} is free of the WAL-reset bug")
 
