@@ -257,3 +257,4 @@ class Counts:
     open_errors: Mapping[str, int]
     batches: Mapping[str, int]
     calls_this_month: Mapping[str, int]
+    last_check: CheckSummary | None

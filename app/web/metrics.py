@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from app import __version__
+from app.clock import parse_iso
 from app.model import BatchState, CallOutcome, ErrorKind
 
 if TYPE_CHECKING:
@@ -23,10 +24,17 @@ if TYPE_CHECKING:
     from enum import StrEnum
 
     from app.clock import Clock
-    from app.store.views import Counts
+    from app.store.views import CheckSummary, Counts
     from app.web.guard import Bearer
 
 PREFIX: Final = "runrecords"
+#: What a check can find.
+CHECK_KINDS: Final = (
+    ErrorKind.DRIFT,
+    ErrorKind.DUPLICATE_RECORD,
+    ErrorKind.RECORD_DELETED,
+    ErrorKind.UNKNOWN_RECORD,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,29 @@ def store_metrics(counts: Counts) -> Iterator[Metric]:
         "outcome",
         _each(CallOutcome, counts.calls_this_month),
     )
+    if counts.last_check is not None:
+        yield from check_metrics(counts.last_check)
+
+
+def check_metrics(check: CheckSummary) -> Iterator[Metric]:
+    """How the last consistency check ended; nothing before the first."""
+    finished = parse_iso(check.finished_at)
+    yield _gauge(
+        "check_timestamp_seconds", "When the last check against Airtable ended, Unix time.", finished.timestamp()
+    )
+    yield _gauge(
+        "check_duration_seconds",
+        "How long the last check took.",
+        (finished - parse_iso(check.started_at)).total_seconds(),
+    )
+    yield _gauge("check_failed", "1 if the last check could not finish, else 0.", int(check.trouble is not None))
+    yield _gauge("check_records", "Records that the last check read.", check.records)
+    yield _gauges(
+        "check_findings",
+        "What the last check found, by kind.",
+        "kind",
+        _each(CHECK_KINDS, check.found) | dict(check.found),
+    )
 
 
 def loop_metrics(state: LoopState) -> Iterator[Metric]:
@@ -118,7 +149,7 @@ def loop_metrics(state: LoopState) -> Iterator[Metric]:
     yield _gauge("schema_flaws", "Differences between the registry and the table's real columns.", state.schema_flaws)
 
 
-def _each(words: type[StrEnum], counted: Mapping[str, int]) -> dict[str, int]:
+def _each(words: Iterable[StrEnum], counted: Mapping[str, int]) -> dict[str, int]:
     return {word.value: counted.get(word.value, 0) for word in words}
 
 

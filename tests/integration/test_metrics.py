@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.clock import parse_iso
 from app.model import BatchState, CallOutcome, ErrorKind
 from app.sandbox.airtable_errors import rate_limited
 from app.sandbox.hand_clock import HandClock
@@ -160,6 +161,24 @@ async def test_batches_are_counted_by_state(tmp_path: Path) -> None:
         await field.settled()
         counted = await values(field.house, "batches")
         assert counted == dict.fromkeys(BatchState, 0.0) | {BatchState.MEASURED: 2.0}
+
+
+async def test_the_last_check_against_airtable_is_shown_with_what_it_found(tmp_path: Path) -> None:
+    async with harness(tmp_path) as house, house.running():
+        assert not [name for name in await scrape(house) if "check" in name]
+        await house.kick_off()
+        await house.synced()
+        house.airtable.edit(house.airtable.records()[0].id, {"Client ID": "by hand"})
+        report = (await house.call("POST", "/check")).json()
+        findings = {"drift": 1, "duplicate_record": 0, "record_deleted": 0, "unknown_record": 0}
+        assert await values(house, "check_findings") == findings
+        assert await values(house, "check_failed") == {"": 0}
+        assert await values(house, "check_records") == {"": 1}
+        (ended,) = (await values(house, "check_timestamp_seconds")).values()
+        assert ended == parse_iso(str(report["finished_at"])).timestamp()
+        house.airtable.scopes = ()
+        await house.call("POST", "/check")
+        assert await values(house, "check_failed") == {"": 1}
 
 
 def test_a_scrape_reads_indexes_only(tmp_path: Path) -> None:

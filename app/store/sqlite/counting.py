@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.clock import iso, parse_iso
+from app.store.sqlite.consistency import last_summary
 from app.store.sqlite.reading import COUNT_CALLS, COUNT_HELD, COUNT_OPEN, COUNT_RUNS, COUNT_STATES
 from app.store.views import Counts
 
@@ -44,4 +45,5 @@ def counts(connection: sqlite3.Connection, at: datetime) -> Counts:
         open_errors={row["kind"]: row["n"] for row in connection.execute(COUNT_OPEN)},
         batches=batches,
         calls_this_month={row["outcome"]: row["n"] for row in connection.execute(COUNT_CALLS, (iso(month),))},
+        last_check=last_summary(connection),
     )
