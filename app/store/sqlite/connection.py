@@ -174,11 +174,21 @@ class Reader:
         self._connection = connection
 
     async def run(self, unit: Unit[T]) -> T:
-        return await self._connection.run(partial(_read, unit))
+        """The unit's result.
+
+        Raises:
+            StoreUnavailable: the file cannot be read now.
+        """
+        return await self.run_alone(partial(_read, unit))
 
     async def run_alone(self, unit: Unit[T]) -> T:
-        """Run what SQLite refuses inside a transaction."""
-        return await self._connection.run(unit)
+        """Run what SQLite refuses inside a transaction; raises as `run` does."""
+        try:
+            return await self._connection.run(unit)
+        except sqlite3.ProgrammingError:
+            raise
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"The store could not be read ({error}): try again later.") from error
 
     async def close(self) -> None:
         await self._connection.close()

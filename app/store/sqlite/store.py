@@ -89,7 +89,13 @@ class SqliteReading:
     async def backup(self, to: Path) -> None:
         if to.exists():
             raise FileExistsError(f"{to} exists already: a backup never writes over a file")
-        await self._reader.run_alone(lambda connection: connection.execute(VACUUM_INTO, (str(to),)).close())
+        part = to.with_name(f"{to.name}.part")  # what has the backup's name is whole
+        part.unlink(missing_ok=True)
+        try:
+            await self._reader.run_alone(lambda connection: connection.execute(VACUUM_INTO, (str(part),)).close())
+            part.rename(to)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 class SqliteStore(SqliteReading):
