@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RUN = "251007-070457-Guy-Wilson"
 #: Real seconds that what is under way gets to come to its end before time goes on; less where a request hangs.
-_PATIENCE, _PATIENCE_WITH_THE_HUNG = 5.0, 0.05
+_PATIENCE, _PATIENCE_WITH_THE_HUNG = 5.0, 0.5
 #: Times in a row that nothing is under way: a step may be between its claim and its request.
 _LOOKS = 3
 _LONGEST_STEP = timedelta(seconds=30)
