@@ -58,7 +58,7 @@ def test_a_missing_column_is_named_with_both_ways_to_mend_it() -> None:
     assert "did you mean" not in detail
 
 
-@pytest.mark.parametrize("near", ["Total Post", "total posts", "Total  Posts ", "TotalPosts"])
+@pytest.mark.parametrize("near", ["Total Post", "TOTAL POSTS", "Total  Posts ", "TotalPosts"])
 def test_a_near_column_is_asked_for(near: str) -> None:
     ((_, _, detail),) = flaws(Column(near, "number"), without="Total Posts")
     assert detail.endswith(f"did you mean {near!r}?")
