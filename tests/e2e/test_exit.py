@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 STOPS = 50
 SLOTS = 3
 SHUTDOWN_SECONDS = 0.3
-#: For what is not waiting: a fork's own end, on a machine that is busy.
-MARGIN_SECONDS = 3.0
+#: For what is not waiting: a fork's own end, on a machine that is busy. Who waited for his requests would take 30 s.
+MARGIN_SECONDS = 10.0
 
 
 def starts_hang(faults: Faults) -> None:
