@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from app.airtable import Airtable
-    from app.policy.asking import DescribeAnswer
     from app.sandbox.airtable import AirtableSandbox
     from app.sandbox.wire import LoggedRequest
 
@@ -270,10 +268,10 @@ async def test_the_look_comes_behind_what_waits_to_be_delivered(watched: Harness
 
 
 async def test_a_bug_in_the_look_ends_the_service(watched: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def stumble(_: Airtable) -> DescribeAnswer:
+    def stumble(*_: object, **__: object) -> None:
         raise AssertionError("a bug")
 
-    monkeypatch.setattr("app.airtable.Airtable.describe", stumble)
+    monkeypatch.setattr("app.schema_watch.schema_flaws", stumble)
     async with watched.running() as service:
         with pytest.raises(AssertionError, match="a bug"):
             async with asyncio.timeout(5):
