@@ -309,6 +309,7 @@ def check(
 
     shower = Shower(as_json=as_json)
     settings, secrets = load_settings(config), Secrets.from_environment()
+    configure_logs(secrets.all(), quiet=True)  # the report says it all
     since = datetime.now(UTC) - timedelta(days=settings.consistency.window_days)
 
     async def checking() -> CheckReport:

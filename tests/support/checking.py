@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from app.clock import iso
 from app.sandbox.airtable_store import Change
 from tests.support.watching import rows
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from app.model import Json
     from tests.support.harness import Harness
 
+JOB = "251007-070457"
 #: A value for a field of each type but logs, which only grow.
 EVERY_TYPE: dict[str, Json] = {
     "apify_run_ids": "run1",
@@ -57,6 +61,47 @@ def errors(house: Harness) -> list[tuple[str | int | float | None, ...]]:
 def record_id(house: Harness, run_id: str) -> str:
     """The first record of this run id."""
     return next(one.id for one in house.airtable.records() if one.fields.get("Run ID") == run_id)
+
+
+def fill(house: Harness, count: int, note: str = "") -> None:
+    """Runs that were delivered an hour ago, in the store and in Airtable; the service is not running."""
+    at = iso(datetime.now(UTC) - timedelta(hours=1))
+    runs = []
+    for number in range(count):
+        client_id = f"client{number}"
+        run_id = f"{JOB}-{client_id}"
+        cells: dict[str, Json] = {"Run ID": run_id, "Client ID": client_id, "Total Posts Harvested": number}
+        values: dict[str, Json] = {"run_id": run_id, "client_id": client_id, "posts_harvested": number}
+        if note:
+            cells["System Notes"] = values["system_notes"] = f"{number} {note}"
+        runs.append((run_id, JOB, client_id, house.airtable.insert(cells).id, at, at, json.dumps(values)))
+    with closing(sqlite3.connect(house.store_path)) as connection, connection:
+        connection.executemany(
+            "INSERT INTO runs (run_id, job_id, client_id, origin, airtable_record_id, sync, created_at, changed_at,"
+            " fields) VALUES (?, ?, ?, 'kickoff', ?, 'synced', ?, ?, ?)",
+            runs,
+        )
+        connection.execute(
+            "INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at)"
+            " SELECT run_id, 'create', 'kickoff', '[]', '{}', created_at FROM runs"
+        )
+        connection.execute("UPDATE outbox SET state = 'sending', call_id = 0")
+        connection.execute("UPDATE outbox SET state = 'delivered', delivered_at = accepted_at")
+
+
+def spoil(house: Harness) -> list[tuple[str, str]]:
+    """One difference of each kind; what a check should find."""
+    records = house.airtable.records()
+    house.airtable.edit(records[10].id, {"Total Posts Harvested": 1_000})
+    house.airtable.delete(records[120].id)
+    house.airtable.insert({"Run ID": records[200].fields["Run ID"]})
+    house.airtable.insert({"Run ID": "unknown"})
+    return [
+        ("drift", f"{JOB}-client10"),
+        ("duplicate_record", f"{JOB}-client200"),
+        ("record_deleted", f"{JOB}-client120"),
+        ("unknown_record", "unknown"),
+    ]
 
 
 def backdate(house: Harness, *, days: int) -> None:

@@ -1,0 +1,260 @@
+"""The consistency check when the wire misbehaves, the base is busy, or the service stops; and how much it asks."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.clock import parse_iso
+from app.sandbox.airtable_errors import quota_exceeded, rate_limited
+from app.sandbox.airtable_limits import NO_LIMITS, Limits
+from app.sandbox.faults import Fault, dropped, hung, odd_body, server_error, slow, truncated
+from app.sandbox.hand_clock import START, HandClock
+from tests.support.checking import JOB, causes, check, errors, fill, found, log_of, record_id, spoil
+from tests.support.harness import Harness, harness
+from tests.support.watching import let_time_pass, most_in_any_second, rows, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from app.model import Json
+
+GUY = f"{JOB}-Guy"
+SHORT_PAUSES: dict[str, Json] = {"rate_limit_pause_seconds": 0.2, "quota_pause_seconds": 0.2}
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[Harness]:
+    """A store of 250 delivered runs, three pages, at a base that takes whatever comes."""
+    async with harness(tmp_path, airtable={"requests_per_second": 50}, sync=SHORT_PAUSES) as made:
+        made.airtable.limits = NO_LIMITS
+        async with made.running():
+            pass
+        fill(made, 250)
+        yield made
+
+
+FAULTS = {
+    "429": rate_limited(),
+    "quota": quota_exceeded(),
+    "500": server_error(500),
+    "503 with Retry-After": server_error(503, 1),
+    "dropped": dropped(),
+    "hung": hung(),
+    "truncated": truncated(),
+    "no JSON": odd_body(b"<html>"),
+    "no records": odd_body(b"{}"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize("after", [0, 1, 3], ids=["first page", "second page", "find"])
+async def test_a_failure_waits_and_the_check_goes_on(house: Harness, fault: Fault, after: int) -> None:
+    expected = spoil(house)
+    house.airtable_server.faults.add(fault, after=after)
+    async with house.running():
+        report = await check(house)
+    assert found(report) == expected
+    assert house.airtable_server.faults.pending == 0
+    assert (report["pages"], report["calls"]) == (4, 5)
+    assert rows(house.store_path, "SELECT count(*) FROM airtable_calls") == [(5,)]
+
+
+@pytest.mark.parametrize("fault", [rate_limited(), server_error(500), dropped()], ids=["429", "500", "dropped"])
+async def test_failures_in_the_middle_of_everything_change_no_finding(house: Harness, fault: Fault) -> None:
+    expected = spoil(house)
+    for after in (0, 2, 3, 5):
+        house.airtable_server.faults.add(fault, after=after)
+    async with house.running():
+        assert found(await check(house)) == expected
+        assert found(await check(house)) == expected
+    assert len(errors(house)) == 4
+
+
+async def test_an_outage_is_waited_for(house: Harness) -> None:
+    expected = spoil(house)
+    await house.airtable_server.stop()
+    async with house.running() as service:
+        checking = asyncio.create_task(check(house))
+        await until(lambda: service.sync.trouble is not None)
+        assert not checking.done()
+        await house.airtable_server.start()
+        assert found(await checking) == expected
+
+
+async def test_an_expired_listing_starts_again(house: Harness) -> None:
+    expected = spoil(house)
+    house.airtable_server.latency = 0.1
+    async with house.running():
+        checking = asyncio.create_task(check(house))
+        await house.airtable_server.wait_for(lambda log: len(log) == 2)
+        house.airtable.delete(house.airtable.records()[0].id)  # was read already, and is gone when it is read again
+        house.airtable.expire_listings()
+        report = await checking
+    assert found(report) == sorted([*expected, ("record_deleted", f"{JOB}-client0")])
+    assert log_of(house) == [*["list"] * (2 + 3), "find"]
+    assert (report["pages"], report["records"], report["calls"]) == (3 + 1, 250, 6)
+
+
+async def test_a_listing_that_always_expires_is_said_and_changes_nothing(house: Harness) -> None:
+    spoil(house)
+    house.airtable.limits = Limits(requests_per_second=None, iterator_seconds=0.0)
+    async with house.running():
+        report = await unfinished(house)
+        assert "expired" in str(report["trouble"])
+        house.airtable.limits = NO_LIMITS
+        assert len(found(await check(house))) == 4
+
+
+async def unfinished(house: Harness) -> dict[str, Json]:
+    report = await check(house)
+    assert report["trouble"] is not None
+    assert (report["found"], report["findings"], report["opened"], report["resolved"]) == ({}, [], 0, 0)
+    stats = (await house.call("GET", "/stats")).json()["last_check"]
+    assert isinstance(stats, dict)
+    assert stats["trouble"] == report["trouble"]
+    return report
+
+
+async def test_a_table_that_cannot_be_read_is_said_and_changes_nothing(house: Harness) -> None:
+    """A column that was renamed would look like drift of every record; a token without scope, like an empty table."""
+    spoil(house)
+    async with house.running():
+        assert len(found(await check(house))) == 4
+        before = errors(house)
+        house.airtable.rename_column("Client Name", "Name")
+        assert "Client Name" in str((await unfinished(house))["trouble"])
+        house.airtable.rename_column("Name", "Client Name")
+        house.airtable.scopes = ("data.records:write",)
+        assert "INVALID_PERMISSIONS" in str((await unfinished(house))["trouble"])
+        assert errors(house) == before
+
+
+async def test_a_check_that_waits_for_hours_gives_up(tmp_path: Path) -> None:
+    clock = HandClock()
+    async with harness(tmp_path, clock=clock) as house, house.running():
+        house.airtable_server.faults.add(quota_exceeded(), times=None)
+        checking = asyncio.create_task(unfinished(house))
+        await let_time_pass(clock, checking.done, step=60, most=86_400)
+        assert "BILLING_LIMIT" in str((await checking)["trouble"])
+        assert len(house.airtable_server.log) < 10
+
+
+# Behind real work
+
+
+async def test_updates_that_come_during_a_check_go_first_and_the_limit_holds(house: Harness) -> None:
+    expected = spoil(house)
+    house.airtable.limits = Limits()
+    house.settings = house.settings.model_copy(
+        update={"airtable": house.settings.airtable.model_copy(update={"requests_per_second": 5, "timeout_seconds": 5})}
+    )
+    async with house.running():
+        house.airtable_server.faults.add(slow(0.5))
+        checking = asyncio.create_task(check(house))
+        await house.airtable_server.wait_for(lambda log: len(log) == 1)  # the first page is being read
+        for number in range(60, 110):
+            await house.call("PATCH", f"/runs/{JOB}-client{number}", {"add": {"posts_scored": 1}})
+        report = await checking
+        await house.synced()
+    # The one whose answer was out is not called back, and no other page is asked for while an update waits.
+    kinds = log_of(house)
+    assert kinds[0] == "list"
+    assert kinds.index("list", 1) > max(place for place, kind in enumerate(kinds) if kind == "update")
+    assert most_in_any_second(house.airtable_server.log) <= 5
+    assert {one.status for one in house.airtable_server.log} == {200}
+    assert found(report) == expected
+
+
+# One at a time, and every interval
+
+
+async def test_a_second_check_meanwhile_is_refused(house: Harness) -> None:
+    house.airtable_server.faults.add(slow(0.5))
+    async with house.running():
+        first = asyncio.create_task(check(house))
+        await house.airtable_server.wait_for(lambda log: len(log) == 1)
+        second = await house.call("POST", "/check")
+        assert second.status == 409
+        assert "under way" in second.text
+        assert found(await first) == []
+        assert found(await check(house)) == []
+
+
+async def test_a_stop_ends_a_check_at_once_and_it_has_changed_nothing(house: Harness) -> None:
+    spoil(house)
+    house.airtable_server.faults.add(hung(), after=1)
+    async with house.running():
+        checking = asyncio.create_task(house.call("POST", "/check"))
+        await house.airtable_server.wait_for(lambda log: len(log) == 2)
+        began = time.monotonic()
+        assert house.service is not None
+        house.service.stop()
+        answer = await checking
+    assert answer.status == 503
+    assert "nothing was changed" in answer.text
+    assert time.monotonic() - began < 3
+    assert errors(house) == []
+    async with house.running():
+        assert len(found(await check(house))) == 4
+
+
+async def test_it_checks_every_interval_over_restarts_and_on_demand_begins_a_new_one(tmp_path: Path) -> None:
+    clock = HandClock()
+    hour = {"interval_seconds": 3600, "grace_seconds": 60}
+
+    def checked() -> list[float]:
+        """Seconds from the end of one check (or the first start) to the beginning of the next."""
+        found_at = rows(tmp_path / "runs.db", "SELECT started_at, finished_at FROM checks ORDER BY id")
+        times = [(parse_iso(str(began)), parse_iso(str(ended))) for began, ended in found_at]
+        ends = [START, *(ended for _, ended in times)]
+        return [(began - end).total_seconds() for (began, _), end in zip(times, ends, strict=False)]
+
+    async with harness(tmp_path, clock=clock, consistency=hour) as house:
+        async with house.running():
+            await house.kick_off("Guy")
+            await house.synced()
+            await let_time_pass(clock, lambda: clock.monotonic() >= 3540, step=30)
+            assert checked() == []
+        async with house.running():
+            await let_time_pass(clock, lambda: len(checked()) == 1, step=10)
+            house.airtable.edit(record_id(house, GUY), {"Client ID": "by hand"})
+            await let_time_pass(clock, lambda: len(checked()) == 2, step=30)
+            assert errors(house) == [("drift", GUY, "open", None)]
+            half_an_hour_later = clock.monotonic() + 1800
+            await let_time_pass(clock, lambda: clock.monotonic() >= half_an_hour_later, step=30)
+            await asked_by_hand(house, clock)
+            await let_time_pass(clock, lambda: len(checked()) == 4, step=30)
+    gaps = checked()
+    assert all(gap >= 3600 for gap in (gaps[0], gaps[1], gaps[3]))
+    assert all(gap < 3600 + 120 for gap in gaps)
+    assert 1800 <= gaps[2] < 1800 + 120
+
+
+async def asked_by_hand(house: Harness, clock: HandClock) -> None:
+    checking = asyncio.create_task(check(house))
+    await let_time_pass(clock, checking.done, step=0.05)
+    assert causes(await checking) == ["client_id: 'Guy' here, 'by hand' in Airtable"]
+
+
+async def test_a_store_that_keeps_nothing_puts_the_check_off_and_not_the_service(tmp_path: Path) -> None:
+    clock = HandClock()
+    async with (
+        harness(tmp_path, clock=clock, consistency={"interval_seconds": 60}) as house,
+        house.running() as service,
+    ):
+        with closing(sqlite3.connect(house.store_path, isolation_level=None)) as busy:
+            busy.execute("BEGIN IMMEDIATE")
+            clock.pass_time(61)
+            await until(lambda: not clock._sleepers)  # it has begun
+            await until(lambda: bool(clock._sleepers))  # and was put off
+            assert not any(loop.done() for loop in service.loops)
+            busy.execute("ROLLBACK")
+        await let_time_pass(clock, lambda: bool(rows(house.store_path, "SELECT 1 FROM checks")), step=1)
+        assert not any(loop.done() for loop in service.loops)
