@@ -251,6 +251,7 @@ async def test_a_store_that_keeps_nothing_puts_the_check_off_and_not_the_service
     ):
         with closing(sqlite3.connect(house.store_path, isolation_level=None)) as busy:
             busy.execute("BEGIN IMMEDIATE")
+            await until(lambda: bool(clock._sleepers))  # it waits for its time
             clock.pass_time(61)
             await until(lambda: not clock._sleepers)  # it has begun
             await until(lambda: bool(clock._sleepers))  # and was put off
