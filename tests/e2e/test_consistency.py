@@ -174,6 +174,18 @@ async def test_errors_that_the_sync_loop_opened_are_no_business_of_a_check(serve
     assert errors(served) == [("record_deleted", GUY, "open", None)]
 
 
+async def test_a_check_resolves_nothing_that_no_check_opened(served: Harness) -> None:
+    """Not even of a run that it looked into, with nothing on its way."""
+    meddle(
+        served.store_path,
+        "INSERT INTO errors (kind, run_id, message, first_at, last_at) VALUES ('record_deleted', ?, 'x', ?, ?)",
+        *(ANA, "2020-01-01T00:00:00.000Z", "2020-01-01T00:00:00.000Z"),
+    )
+    served.airtable.delete(record_id(served, ANA))
+    assert (await check(served))["resolved"] == 0
+    assert errors(served) == [("record_deleted", ANA, "open", None), ("record_deleted", ANA, "open", None)]
+
+
 async def test_what_happened_stands_in_the_timeline_of_the_run(served: Harness) -> None:
     served.airtable.edit(record_id(served, GUY), {"Status": "Failed"})
     await check(served, "drift")
