@@ -36,8 +36,8 @@ from app.policy.harvest import (
     StartLost,
     StartPostponed,
     StartRefused,
-    status_of,
 )
+from app.policy.rollup import status_of
 from app.store.protocol import BatchStep, WebhookEvent
 from app.store.sqlite.batches import batch_of
 from app.store.sqlite.store import SqliteStore, open_store

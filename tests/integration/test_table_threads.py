@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pyairtable import Api
 
-from app.airtable import TableThreads
+from app.table_threads import TableThreads
 
 if TYPE_CHECKING:
     from pyairtable import Table

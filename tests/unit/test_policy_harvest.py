@@ -21,10 +21,8 @@ from app.policy.harvest import (
     Report,
     poll_interval,
     reported,
-    rollup,
-    run_change,
-    status_of,
 )
+from app.policy.rollup import rollup, run_change, status_of
 
 if TYPE_CHECKING:
     from random import Random

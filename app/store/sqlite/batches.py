@@ -6,7 +6,8 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Final
 
 from app.model import BatchState, Source
-from app.policy.harvest import Batch, run_change
+from app.policy.harvest import Batch
+from app.policy.rollup import run_change
 from app.store.sqlite.intake import When, change_run
 
 if TYPE_CHECKING:
