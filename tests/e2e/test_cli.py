@@ -96,5 +96,5 @@ async def test_a_missing_store_or_run_exits_1(tmp_path: Path) -> None:
 
 async def test_help_names_every_command(tmp_path: Path) -> None:
     shown = await command(tmp_path, "--help")
-    for name in ("serve", "demo", "migrate", "doctor", "status", "runs", "errors", "outbox", "backup"):
+    for name in ("serve", "demo", "migrate", "doctor", "status", "runs", "errors", "outbox", "check", "backup"):
         assert name in shown.out
