@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.clock import iso
@@ -56,11 +56,13 @@ def kept(fold: dict[str, Value]) -> dict[str, Json]:
     }
 
 
+@settings(deadline=None)
 @given(folds)
 def test_what_was_delivered_comes_back_as_no_difference(fold: dict[str, Value]) -> None:
     assert differences(fold, kept(fold), FIELDS) == ()
 
 
+@settings(deadline=None)
 @given(folds, folds)
 def test_two_folds_differ_exactly_where_their_cells_do(ours: dict[str, Value], theirs: dict[str, Value]) -> None:
     there = kept(theirs)
@@ -69,6 +71,7 @@ def test_two_folds_differ_exactly_where_their_cells_do(ours: dict[str, Value], t
     assert {one.field for one in differences(ours, there, FIELDS)} == expected
 
 
+@settings(deadline=None)
 @given(folds, st.dictionaries(st.sampled_from([one.column for one in FIELDS.values()]), cells_of_any_kind))
 def test_whatever_a_cell_holds_the_cause_is_one_short_line_that_can_be_kept(
     ours: dict[str, Value], cells: dict[str, Json]
@@ -79,6 +82,7 @@ def test_whatever_a_cell_holds_the_cause_is_one_short_line_that_can_be_kept(
     assert len(cause) <= MOST_CAUSE + 200
 
 
+@settings(deadline=None)
 @given(times, st.integers(-12, 14))
 def test_a_time_is_the_same_in_any_zone(at: datetime, hours: int) -> None:
     at = at.replace(microsecond=0)
