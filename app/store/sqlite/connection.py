@@ -167,6 +167,10 @@ def _as_unavailable(error: Exception) -> Exception:
     return error
 
 
+#: A statement that makes no sense, or one that writes: not the machine's state, but a bug.
+_OUR_MISTAKES: Final = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY)
+
+
 class Reader:
     """Runs reading units, each over one consistent snapshot."""
 
@@ -188,6 +192,8 @@ class Reader:
         except sqlite3.ProgrammingError:
             raise
         except sqlite3.Error as error:
+            if error.sqlite_errorcode in _OUR_MISTAKES:
+                raise
             raise StoreUnavailable(f"The store could not be read ({error}): try again later.") from error
 
     async def close(self) -> None:
