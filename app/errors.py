@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 TYPE_PREFIX = "urn:runrecords:problem:"
+#: Flaws of one request that are told; the others are counted, so that no request makes us write a book.
+MOST_FLAWS = 20
+#: Characters of a word that a hint is looked for: no longer one was meant for a name of ours.
+_MOST_HINTED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,13 @@ class Invalid(Problem):
     status, slug, title = 422, "invalid", "The request asks for something impossible"
 
     @classmethod
-    def because(cls, flaws: Iterable[Flaw]) -> Invalid:
+    def because(cls, flaws: Iterable[Flaw], more: int = 0) -> Invalid:
+        """Of `flaws`, the first `MOST_FLAWS` are told; the others, and `more` that nobody wrote down, are counted."""
         found = tuple(flaws)
-        return cls("; ".join(flaw.detail for flaw in found), flaws=found)
+        told, more = found[:MOST_FLAWS], more + len(found[MOST_FLAWS:])
+        if more:
+            told = (*told, Flaw("", f"and {more:,} more"))
+        return cls("; ".join(flaw.detail for flaw in told), flaws=told)
 
 
 class IdempotencyKeyReused(Problem):
@@ -114,5 +122,5 @@ class StoreLocked(StoreError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The closest known word as a question to end a sentence with, or nothing."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6) if len(word) <= _MOST_HINTED else ()
     return f"; did you mean {close[0]!r}?" if close else ""

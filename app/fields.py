@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from app.clock import iso, parse_iso
-from app.errors import Flaw, Invalid, did_you_mean
+from app.errors import MOST_FLAWS, Flaw, Invalid, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,9 @@ MAX_TEXT: Final = 100_000
 MAX_INTEGER: Final = 2**53 - 1
 #: Decimals beyond this have no cents left in a double.
 MAX_DECIMAL: Final = 10**15
+
+#: Fields that a kickoff, or one part of an update, may name.
+MOST_NAMES: Final = 200
 
 RUN_ID: Final = "run_id"
 CLIENT_ID: Final = "client_id"
@@ -217,8 +220,9 @@ class Registry(Mapping[str, Field]):
         """The fields of a kickoff, as a change of an empty run; a log takes its first line or lines.
 
         Raises:
-            Invalid: a name is unknown, or a value is of the wrong type; every flaw is named.
+            Invalid: a name is unknown, a value is of the wrong type, or there are too many; the flaws are named.
         """
+        _check_count(fields=values)
         flaws = _Flaws()
         setting: dict[str, Value] = {}
         append: dict[str, tuple[str, ...]] = {}
@@ -240,8 +244,9 @@ class Registry(Mapping[str, Field]):
 
         Raises:
             Invalid: it is empty, names a field twice, an unknown field, one that this part cannot change, or a
-                value of the wrong type; every flaw is named.
+                value of the wrong type, or too many; the flaws are named.
         """
+        _check_count(set=set_, add=add, append=append)
         flaws = _Flaws()
         setting: dict[str, Value] = {}
         adding: dict[str, Number] = {}
@@ -284,7 +289,8 @@ class Registry(Mapping[str, Field]):
     def _known(self, name: str, pointer: str, flaws: _Flaws) -> Field | None:
         known = self._fields.get(name)
         if known is None:
-            flaws.add(pointer, f"{shown(name)} is not a known field{did_you_mean(name, self._fields)}")
+            hint = "" if flaws.full else did_you_mean(name, self._fields)
+            flaws.add(pointer, f"{shown(name)} is not a known field{hint}")
         return known
 
     def _changeable(self, part: str, values: Mapping[str, Json], flaws: _Flaws) -> Iterator[tuple[Field, Json, str]]:
@@ -297,11 +303,27 @@ class Registry(Mapping[str, Field]):
                 yield known, value, pointer
 
 
+def _check_count(**parts: Mapping[str, Json]) -> None:
+    """Refuse a part that names more fields than anybody has, before any of them is looked at."""
+    flaws = [
+        Flaw(f"/{part}", f"{part!r} names {len(values):,} fields: it takes at most {MOST_NAMES}")
+        for part, values in parts.items()
+        if len(values) > MOST_NAMES
+    ]
+    if flaws:
+        raise Invalid.because(flaws)
+
+
 class _Flaws:
     """Collects what is wrong, so that a caller hears of everything at once."""
 
     def __init__(self) -> None:
         self._found: list[Flaw] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether a further flaw is counted and no longer told."""
+        return len(self._found) >= MOST_FLAWS
 
     def add(self, pointer: str, detail: str) -> None:
         self._found.append(Flaw(pointer, detail))
@@ -343,7 +365,12 @@ _MOST_POINTED: Final = 200
 
 
 def _pointer(part: str, name: str) -> str:
-    return f"/{part}/" + name[:_MOST_POINTED].replace("~", "~0").replace("/", "~1")
+    return f"/{part}/" + pointed(name)
+
+
+def pointed(name: str) -> str:
+    """A member's name as one step of a JSON pointer."""
+    return name[:_MOST_POINTED].replace("~", "~0").replace("/", "~1")
 
 
 def shown(word: str, limit: int = 60) -> str:

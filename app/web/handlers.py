@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from app.apify import decode_webhook
 from app.clock import parse_iso
-from app.errors import Flaw, Invalid, NotFound, did_you_mean
+from app.errors import MOST_FLAWS, Flaw, Invalid, NotFound, did_you_mean
 from app.intake import KickoffRequest, Request, UpdateRequest
 from app.model import (
     Duplicate,
@@ -280,14 +280,14 @@ class _Query:
     def __init__(self, request: web.Request, *names: str, paged: bool = True) -> None:
         self._given = request.query
         known = [*names, "limit", "cursor"] if paged else list(names)
+        unknown = [name for name in self._given if name not in known]
         flaws = [
             Flaw("", f"{name[:40]!r} is not a parameter here{did_you_mean(name, known)}")
-            for name in self._given
-            if name not in known
+            for name in unknown[:MOST_FLAWS]
         ]
         flaws += [Flaw("", f"{name!r} is given twice") for name in known if len(self._given.getall(name, ())) > 1]
         if flaws:
-            raise Invalid.because(flaws)
+            raise Invalid.because(flaws, more=len(unknown[MOST_FLAWS:]))
 
     def text(self, name: str) -> str | None:
         return self._given.get(name)

@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from app.errors import (
+    MOST_FLAWS,
     Flaw,
     Forbidden,
     Invalid,
@@ -19,6 +20,7 @@ from app.errors import (
     TooLarge,
     did_you_mean,
 )
+from app.fields import pointed, shown
 from app.logs import get_logger
 from app.web.guard import REQUEST_ID
 
@@ -85,20 +87,21 @@ def _from_aiohttp(error: web.HTTPException) -> Problem:
 
 
 def flaws_of(error: ValidationError, model: type[BaseModel]) -> Problem:
-    """What is wrong with a body: 400 where it is no JSON, else 422 with each flaw and where it is."""
+    """What is wrong with a body: 400 where it is no JSON, else 422 with its flaws and where they are."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
     found: list[Flaw] = []
-    for one in error.errors(include_url=False):
-        pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in one["loc"])
+    for one in problems[:MOST_FLAWS]:
+        pointer = "".join(f"/{pointed(str(part))}" for part in one["loc"])
         if one["type"] == "json_invalid":
             return Malformed(f"the body is not JSON: {one['msg'].removeprefix('Invalid JSON: ')}")
         if one["type"] == "extra_forbidden":
             name = str(one["loc"][-1])
             found.append(
-                Flaw(pointer, f"{name!r} is not known here{did_you_mean(name, _names(model, one['loc'][:-1]))}")
+                Flaw(pointer, f"{shown(name)} is not known here{did_you_mean(name, _names(model, one['loc'][:-1]))}")
             )
         else:
             found.append(Flaw(pointer, f"{pointer or 'the body'}: {one['msg']}"))
-    return Invalid.because(found)
+    return Invalid.because(found, more=len(problems) - len(found))
 
 
 def _names(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

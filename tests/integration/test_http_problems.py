@@ -12,6 +12,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from app.errors import MOST_FLAWS
 from tests.support.harness import Harness, harness
 from tests.support.watching import RawAnswer, meddle, raw_request, rows, send_raw
 
@@ -74,6 +75,25 @@ async def test_every_error_has_one_shape(served: Harness) -> None:
 async def test_a_method_that_is_not_taken_is_answered_with_those_that_are(served: Harness) -> None:
     answer = await served.call("PUT", "/runs", b"{}")
     assert {name.strip() for name in answer.headers["Allow"].split(",")} >= {"GET", "POST"}
+
+
+async def test_a_body_with_thousands_of_unknown_members_is_answered_shortly(served: Harness) -> None:
+    run_id = await served.kick_off()
+    members: dict[str, Json] = {f"fieldz{number}": 1 for number in range(40_000)}
+    asked: list[tuple[str, str, Json]] = [
+        ("POST", "/runs", {"client_id": "Guy", **members}),
+        ("POST", "/runs", {"client_id": "Guy", "batches": [{"input": 1, **members}]}),
+        ("PATCH", f"/runs/{run_id}", members),
+        ("PATCH", f"/runs/{run_id}", {"set": members}),
+        ("PATCH", f"/runs/{run_id}", {"x" * 200_000: 1}),
+    ]
+    for method, path, body in asked:
+        answer = await served.call(method, path, body)
+        assert answer.status == 422, answer.text
+        errors = answer.json()["errors"]
+        assert isinstance(errors, list)
+        assert len(errors) <= MOST_FLAWS + 1
+        assert len(answer.text) < 10_000
 
 
 async def test_a_body_just_within_the_limit_is_read(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import Invalid
+from app import fields
+from app.errors import MOST_FLAWS, Invalid
 from app.fields import (
     MAX_DECIMAL,
     MAX_INTEGER,
     MAX_TEXT,
+    MOST_NAMES,
     Change,
     Field,
     FieldType,
@@ -168,6 +170,37 @@ def test_a_kickoff_may_fill_every_field_but_those_that_name_the_run() -> None:
     assert made == Change({"client_name": "Guy", "posts": 0, "start_time": None}, {}, {"progress_log": ("a", "b")})
     with pytest.raises(Invalid, match="follows from the kickoff itself"):
         REGISTRY.check_new({"run_id": "x"})
+
+
+@pytest.mark.parametrize("part", ["set_", "add", "append"])
+def test_of_many_flaws_some_are_named_and_the_others_counted(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    asked: list[str] = []
+
+    def hint(word: str, _known: object) -> str:
+        asked.append(word)
+        return ""
+
+    monkeypatch.setattr(fields, "did_you_mean", hint)
+    names: dict[str, Json] = {f"progress_log{number}": 1 for number in range(MOST_NAMES)}
+    found = flaws(**{part: names})
+    assert len(found) == MOST_FLAWS + 1
+    assert found[-1] == ("", f"and {MOST_NAMES - MOST_FLAWS} more")
+    assert len(asked) == MOST_FLAWS  # a hint is looked for only where it is given
+
+
+@pytest.mark.parametrize("part", ["set_", "add", "append"])
+def test_a_part_with_too_many_names_is_refused_before_any_is_looked_at(part: str) -> None:
+    names: dict[str, Json] = {f"progress_log{number}": 1 for number in range(60_000)}
+    ((pointer, detail),) = flaws(**{part: names})
+    assert pointer == f"/{part.removesuffix('_')}"
+    assert detail == f"'{part.removesuffix('_')}' names 60,000 fields: it takes at most {MOST_NAMES}"
+
+
+def test_a_kickoff_with_too_many_names_is_refused_before_any_is_looked_at() -> None:
+    with pytest.raises(Invalid) as caught:
+        REGISTRY.check_new({f"progress_log{number}": 1 for number in range(60_000)})
+    (flaw,) = caught.value.flaws
+    assert (flaw.pointer, flaw.detail) == ("/fields", f"'fields' names 60,000 fields: it takes at most {MOST_NAMES}")
 
 
 @given(st.text())
