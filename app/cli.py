@@ -23,7 +23,7 @@ from app.errors import ConfigError, NotFound, Problem, StoreError
 from app.logs import configure_logs
 from app.model import ErrorKind, ErrorState, MessageKind, MessageState, SyncState
 from app.show import Shower
-from app.store.sqlite.store import SqliteReading, open_reading, prepare
+from app.store.sqlite.store import SqliteReading, hold_lock, make_folder, open_reading, prepare
 from app.store.views import MAX_LIMIT, CheckReport, ErrorFilter, MessageFilter, RunFilter, Slice
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 PROBLEM = 1
 WRONG_USAGE = 2
+#: SQLite's ids have 63 bits.
+MOST_ID = 2**63 - 1
 
 app = typer.Typer(
     help="One Airtable record per client run: created once, updated in order, nothing lost.",
@@ -52,7 +54,7 @@ app.add_typer(outbox_app, name="outbox")
 Config = Annotated[Path | None, typer.Option("--config", help=f"The configuration file (default: {DEFAULT_PATH}).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Limit = Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Rows to show.")]
-Cursor = Annotated[int | None, typer.Option(help="Go on where the last page ended: its next cursor.")]
+Cursor = Annotated[int | None, typer.Option(min=0, max=MOST_ID, help="Go on where the last page ended.")]
 
 
 def main() -> NoReturn:
@@ -121,7 +123,9 @@ def migrate(config: Config = None) -> None:
     """Bring the store's schema to this version (serve does so by itself)."""
     settings = load_settings(config)
     path = Path(settings.store.path)
-    applied = prepare(path, datetime.now(UTC))
+    make_folder(path)
+    with hold_lock(path):
+        applied = prepare(path, datetime.now(UTC))
     typer.echo(f"{path}: " + (f"applied {', '.join(applied)}" if applied else "up to date"))
 
 
@@ -240,7 +244,7 @@ def outbox_list(
 
 @errors_app.command("resolve")
 def errors_resolve(
-    error_id: Annotated[int, typer.Argument(help="The error's id.")],
+    error_id: Annotated[int, typer.Argument(min=1, max=MOST_ID, help="The error's id.")],
     config: Config = None,
     as_json: Json = False,
     note: Annotated[str | None, typer.Option(help="How it was dealt with.")] = None,
@@ -254,7 +258,7 @@ def errors_resolve(
 @outbox_app.command("retry")
 def outbox_retry(
     message_id: Annotated[
-        int | None, typer.Argument(help="One message; without it, all that the options name.")
+        int | None, typer.Argument(min=1, max=MOST_ID, help="One message; without it, all that the options name.")
     ] = None,
     config: Config = None,
     as_json: Json = False,

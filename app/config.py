@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 ENV_PREFIX: Final = "RUNRECORDS_"
 DEFAULT_PATH: Final = "config.toml"
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_A_YEAR: Final = 366 * 86_400
+Seconds = Annotated[float, Field(gt=0, le=_A_YEAR)]
 Count = Annotated[int, Field(gt=0)]
-SecondsOrNone = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=_A_YEAR)]
 
 
 class Section(BaseModel):
@@ -65,9 +66,9 @@ class StoreSettings(Section):
 
 class AirtableSettings(Section):
     endpoint_url: str = "https://api.airtable.com"
-    base_id: str = ""
+    base_id: Annotated[str, Field(pattern=r"^(app[A-Za-z0-9]+)?$")] = ""
     table: str = "Client Run Results"
-    requests_per_second: Annotated[int, Field(ge=1, le=50)] = 5
+    requests_per_second: Annotated[int, Field(ge=1, le=5)] = 5
     timeout_seconds: Seconds = 30.0
     linger_seconds: SecondsOrNone = 0.0
 
@@ -127,6 +128,8 @@ def is_loopback_url(url: str) -> bool:
 
 def _checked_url(url: str) -> str:
     parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ValueError("holds a password: secrets stand in the environment only")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("is not an http or https URL")
     return url.rstrip("/")
@@ -228,9 +231,14 @@ class Secrets:
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> Secrets:
+        """What is set there, without white space around it.
+
+        Raises:
+            ConfigError: a value could not be sent in a header, or there are too many; the variable is named only.
+        """
         return Secrets(
-            airtable_api_key=environment.get("AIRTABLE_API_KEY", "").strip(),
-            apify_token=environment.get("APIFY_TOKEN", "").strip(),
+            airtable_api_key=_secret("AIRTABLE_API_KEY", environment.get("AIRTABLE_API_KEY", "")),
+            apify_token=_secret("APIFY_TOKEN", environment.get("APIFY_TOKEN", "")),
             webhook_secrets=_rotating("APIFY_WEBHOOK_SECRET", environment),
             internal_tokens=_rotating("INTERNAL_API_TOKEN", environment),
         )
@@ -243,8 +251,18 @@ class Secrets:
 _MOST_SECRETS: Final = 2
 
 
+_SENDABLE: Final = re.compile(r"[!-~]*")
+
+
+def _secret(name: str, value: str) -> str:
+    value = value.strip()
+    if not _SENDABLE.fullmatch(value):
+        raise ConfigError(f"{name} holds white space, control or non-ASCII characters: see that it was pasted whole")
+    return value
+
+
 def _rotating(name: str, environment: Mapping[str, str]) -> tuple[str, ...]:
-    values = tuple(value.strip() for value in environment.get(name, "").split(",") if value.strip())
+    values = tuple(_secret(name, value) for value in environment.get(name, "").split(",") if value.strip())
     if len(values) > _MOST_SECRETS:
         raise ConfigError(f"{name} holds {len(values)} values: at most two, comma-separated, while one is rotated")
     return values

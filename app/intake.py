@@ -114,8 +114,8 @@ class Intake:
             idempotency=_idempotency(idempotency_key, dump(request.model_dump())),
         )
         created = await self._store.accept_create(kickoff, now)
+        self._on_work()
         if created.created:
-            self._on_work()
             log.info("run.created", run_id=created.run_id, batches=len(kickoff.batches))
         else:
             log.info("run.existed", run_id=created.run_id)

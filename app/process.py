@@ -8,9 +8,11 @@ import os
 import signal
 from typing import TYPE_CHECKING, Final
 
+from app.config import check_exposure
 from app.logs import get_logger
 from app.sandbox.embedded import embedded
 from app.service import running
+from app.store.sqlite.store import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +34,9 @@ async def serve(settings: Settings, secrets: Secrets) -> int:
 
 
 async def serve_sandbox(settings: Settings, secrets: Secrets, journal: Path) -> int:
-    """Serve against the embedded emulators, whose Airtable keeps its records in `journal`."""
+    """Serve against the embedded emulators, whose Airtable keeps its records in `journal`. Raises as `running` does."""
+    check_exposure(settings, secrets)
+    make_folder(journal)
     with _stop_signals() as stop:
         async with (
             embedded(settings, secrets, journal=journal) as sandbox,

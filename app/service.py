@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from aiohttp import web
 
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from app.store.views import CheckReport
 
 log = get_logger(__name__)
+
+#: A request that has arrived is answered within moments; one whose body has not arrived by then is not waited for.
+HTTP_SHUTDOWN_SECONDS: Final = 3.0
 
 
 def new_id() -> str:
@@ -341,9 +344,7 @@ async def _serving(
         max_body_bytes=settings.server.max_body_bytes,
         body_seconds=sources.body_seconds,
     )
-    runner = web.AppRunner(
-        application, access_log=None, shutdown_timeout=settings.sync.shutdown_seconds, handle_signals=False
-    )
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=HTTP_SHUTDOWN_SECONDS, handle_signals=False)
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()

@@ -465,7 +465,7 @@ UNION ALL
 SELECT run_id, dead_at, 8, id, kind || ' set aside', 'message ' || id || ', see error ' || error_id
 FROM outbox WHERE dead_at IS NOT NULL
 UNION ALL
-SELECT run_id, accepted_at, 1, id, 'update held', 'held update ' || id || ', no such run: ' || change FROM held_updates
+SELECT run_id, accepted_at, 1, id, 'update held', 'held update ' || id || ', no such run: ' || substr(change, 1, 500) FROM held_updates
 UNION ALL
 SELECT run_id, settled_at, 4, id, 'held update ' || state,
     'held update ' || id || coalesce(' became message ' || message_id, '')

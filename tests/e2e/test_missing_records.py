@@ -86,6 +86,19 @@ async def test_a_kickoff_of_an_adopted_run_creates_nothing(house: Harness) -> No
     assert len(house.records()) == 1
 
 
+async def test_the_batches_of_a_kickoff_that_comes_after_the_adoption_are_queued_once(house: Harness) -> None:
+    house.airtable.insert(BY_HAND)
+    kickoff: Json = {"client_id": "Guy-Wilson", "job_id": "251007-070457", "batches": [{"input": {"profiles": ["a"]}}]}
+    async with house.running() as service:
+        await add_posts(house, 3)
+        await until(lambda: bool(rows(house.store_path, "SELECT 1 FROM runs")))
+        for _ in range(2):
+            answer = await house.call("POST", "/runs", kickoff)
+            assert (answer.status, answer.json()["created"]) == (200, False)
+        await service.sync.until_idle()
+    assert rows(house.store_path, "SELECT number, state FROM batches") == [(1, "queued")]
+
+
 async def test_a_look_asks_for_many_ids_at_once_and_pauses_longer_each_time(
     slow_house: Harness, clock: HandClock
 ) -> None:

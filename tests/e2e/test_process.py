@@ -65,6 +65,45 @@ async def test_a_second_process_on_the_same_store_is_refused(tmp_path: Path) -> 
     assert "another process writes" in second.err
 
 
+async def test_a_link_to_a_store_is_that_store(tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "runs.db").symlink_to(tmp_path / "runs.db")
+    async with served(tmp_path):
+        second = await command(tmp_path / "linked", "serve", "--sandbox", port=free_port())
+        migrating = await command(tmp_path / "linked", "migrate")
+    assert (second.code, migrating.code) == (1, 1)
+    assert "another process writes" in second.err
+
+
+async def test_it_starts_in_an_empty_folder_with_nothing_set(tmp_path: Path) -> None:
+    """As `make run` does on a bare clone: the folder of the store is not there yet."""
+    async with served(tmp_path / "data" / "deep") as service:
+        status, _ = await service.call("POST", "/runs", RUN)
+        assert status == 201
+        assert await service.end(signal.SIGTERM) == 0
+
+
+async def test_exposure_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    ended = await command(tmp_path / "data", "serve", "--sandbox", port=free_port(), RUNRECORDS_SERVER__HOST="0.0.0.0")  # noqa: S104
+    assert ended.code == 2
+    assert "INTERNAL_API_TOKEN" in ended.err
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_half_sent_body_does_not_keep_a_stop_waiting(tmp_path: Path) -> None:
+    async with served(tmp_path) as service:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
+        writer.write(
+            b"POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        )
+        await writer.drain()
+        await service.call("GET", "/healthz")
+        began = asyncio.get_running_loop().time()
+        assert await service.end(signal.SIGTERM) == 0
+        assert asyncio.get_running_loop().time() - began < 15  # the limit of a stop is 20 s
+        writer.close()
+
+
 async def test_a_taken_port_is_said_in_one_line(tmp_path: Path) -> None:
     async with served(tmp_path) as service:
         (tmp_path / "other").mkdir()

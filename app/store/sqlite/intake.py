@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from app.clock import iso
@@ -32,6 +33,7 @@ from app.policy.similar import Candidates, client_of, job_of, possible_clients, 
 if TYPE_CHECKING:
     import sqlite3
 
+    from app.fields import Fold
     from app.model import BatchOrder, UpdateOutcome
 
 #: No run has this name, so that the key of an update can never be taken for that of a kickoff.
@@ -55,7 +57,8 @@ class When:
 
 # Create ---------------------------------------------------------------------------------------------------------
 
-SELECT_RUN_NAMES = "SELECT job_id, client_id FROM runs WHERE run_id = ?"
+SELECT_RUN_NAMES = "SELECT job_id, client_id, origin FROM runs WHERE run_id = ?"
+HAS_ORDERED = "SELECT 1 FROM batches WHERE run_id = ? AND token IS NOT NULL"
 INSERT_RUN = """
 INSERT INTO runs (run_id, job_id, client_id, origin, due_at, created_at, changed_at, fields, status, status_by)
 VALUES (:run_id, :job_id, :client_id, 'kickoff', :due_at, :at, :at, :fields, json_extract(:fields, '$.status'),
@@ -63,7 +66,8 @@ VALUES (:run_id, :job_id, :client_id, 'kickoff', :due_at, :at, :at, :fields, jso
 """
 INSERT_BATCH = """
 INSERT INTO batches (run_id, number, token, actor_id, input, profiles, due_at, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+VALUES (:run_id, (SELECT coalesce(max(number), 0) + 1 FROM batches WHERE run_id = :run_id), :token, :actor_id, :input,
+    :profiles, :at, :at)
 """
 COUNT_REPEAT = """
 INSERT INTO repeated_kickoffs (day, count) VALUES (substr(?, 1, 10), 1)
@@ -85,12 +89,15 @@ def accept_create(connection: sqlite3.Connection, kickoff: Kickoff, *, now: date
     run_id = run_id_of(job_id, kickoff.client_id)
     existing = connection.execute(SELECT_RUN_NAMES, (run_id,)).fetchone()
     if existing is not None:
-        if (existing["job_id"], existing["client_id"]) != (job_id, kickoff.client_id):
+        is_adopted = existing["origin"] == "adopted"
+        if not is_adopted and (existing["job_id"], existing["client_id"]) != (job_id, kickoff.client_id):
             raise Conflict(
                 f"the run id {run_id!r} belongs to job {existing['job_id']!r} of client {existing['client_id']!r}: "
                 "choose another job_id"
             )
         _remember(connection, KICKOFF_SCOPE, kickoff.idempotency, run_id, when)
+        if is_adopted and connection.execute(HAS_ORDERED, (run_id,)).fetchone() is None:
+            _insert_batches(connection, run_id, kickoff.batches, when)  # its kickoff came after all: the work is wanted
         return _already_exists(connection, run_id, when)
     _insert_run(connection, kickoff, run_id, job_id, when)
     _insert_batches(connection, run_id, kickoff.batches, when)
@@ -132,13 +139,16 @@ def _insert_run(connection: sqlite3.Connection, kickoff: Kickoff, run_id: str, j
 
 
 def _insert_batches(connection: sqlite3.Connection, run_id: str, batches: tuple[BatchOrder, ...], when: When) -> None:
-    connection.executemany(
-        INSERT_BATCH,
-        [
-            (run_id, number, order.token, order.actor_id, order.input, order.profiles, when.at, when.at)
-            for number, order in enumerate(batches, start=1)
-        ],
-    )
+    for order in batches:
+        queued = {
+            "run_id": run_id,
+            "token": order.token,
+            "actor_id": order.actor_id,
+            "input": order.input,
+            "profiles": order.profiles,
+            "at": when.at,
+        }
+        connection.execute(INSERT_BATCH, queued)
 
 
 # Update ---------------------------------------------------------------------------------------------------------
@@ -183,18 +193,21 @@ def change_run(connection: sqlite3.Connection, run_id: str, change: Change, sour
     run = connection.execute(SELECT_FOLD, (run_id,)).fetchone()
     if run is None:
         return None
-    by_caller = source is Source.CALLER and "status" in change.set
-    connection.execute(
-        UPDATE_FOLD,
-        {
-            "fields": dump(fold(load_fold(run["fields"]), change)),
-            "at": when.at,
-            "status_by": "caller" if by_caller else None,
-            "due_at": when.due_at,
-            "run_id": run_id,
-        },
-    )
+    values = fold(load_fold(run["fields"]), change)
+    _keep_fold(connection, run_id, values, when, by_caller=source is Source.CALLER and "status" in change.set)
     return insert_message(connection, run_id, MessageKind.UPDATE, source, change, when.at)
+
+
+def _keep_fold(connection: sqlite3.Connection, run_id: str, values: Fold, when: When, *, by_caller: bool) -> None:
+    """Write the fold of a run, which has something to send from now on; whether a caller set its status."""
+    kept = {
+        "fields": dump(values),
+        "at": when.at,
+        "status_by": "caller" if by_caller else None,
+        "due_at": when.due_at,
+        "run_id": run_id,
+    }
+    connection.execute(UPDATE_FOLD, kept)
 
 
 def insert_message(
@@ -269,10 +282,20 @@ def _candidates(connection: sqlite3.Connection, run_id: str) -> Candidates:
 def apply_held(connection: sqlite3.Connection, run_id: str, when: When, resolution: Resolution, note: str) -> int:
     """Let the updates that waited for this run become its messages, in their order; how many there were."""
     held = connection.execute(SELECT_HELD, (run_id,)).fetchall()
-    for row in held:
-        change = Change.from_json(row["change"])
-        message_id = change_run(connection, run_id, change, Source.CALLER, when)
-        connection.execute(MARK_APPLIED, (when.at, message_id, row["id"]))
+    if held:
+        changes = [Change.from_json(row["change"]) for row in held]
+        values: Fold = load_fold(connection.execute(SELECT_FOLD, (run_id,)).fetchone()["fields"])
+        # One write of the run, however many waited: they stand in the way of every other writer.
+        _keep_fold(
+            connection,
+            run_id,
+            reduce(fold, changes, values),
+            when,
+            by_caller=any("status" in change.set for change in changes),
+        )
+        for row, change in zip(held, changes, strict=True):
+            message_id = insert_message(connection, run_id, MessageKind.UPDATE, Source.CALLER, change, when.at)
+            connection.execute(MARK_APPLIED, (when.at, message_id, row["id"]))
     connection.execute(RESOLVE_MISSING, (when.at, resolution, note, run_id))
     return len(held)
 

@@ -285,7 +285,7 @@ def hold_lock(path: Path) -> Iterator[None]:
         StoreLocked: another process holds it.
         StoreError: its folder cannot be written.
     """
-    lock = FileLock(f"{path}.lock", timeout=0)
+    lock = FileLock(f"{path.resolve()}.lock", timeout=0)  # one file is one store, whatever links lead to it
     try:
         lock.acquire()
     except Timeout:
@@ -300,14 +300,24 @@ def hold_lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder that `path` is to stand in.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    with _as_store_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def prepare(path: Path, at: datetime) -> list[str]:
     """Make the folder and file if they are not there, and bring the schema to this version; what was applied.
 
     Raises:
         StoreError: the file cannot be opened, is damaged, not ours, newer, or was migrated differently.
     """
+    make_folder(path)
     with _as_store_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         migrations = read_migrations(migrations_directory())
         if path.exists():
             # Before a writing connection turns it to WAL: a file that is refused stays as it is, byte for byte.
@@ -339,8 +349,7 @@ async def open_store(
     Raises:
         StoreError: as `hold_lock` and `prepare` do.
     """
-    with _as_store_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     with hold_lock(path):
         prepare(path, at)
         writer = GroupCommit(await open_unit_connection(partial(connect_writing, path)))
