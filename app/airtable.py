@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 
 from app.clock import iso, parse_http_date
 from app.fields import RUN_ID, plain
+from app.logs import Redaction
 from app.model import RECORDS_PER_CALL, ErrorKind
 from app.policy.asking import Column, Described, FoundRecord, Identified, Listed
 from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown, Written
@@ -170,8 +171,11 @@ class AirtableError:
     message: str
 
     def __str__(self) -> str:
-        text = f"{self.type}: {self.message}" if self.message else self.type
-        return text[:_MOST_CAUSE].encode(errors="replace").decode()  # half of a surrogate pair can be kept nowhere
+        return _kept(f"{self.type}: {self.message}" if self.message else self.type)
+
+    def without_secrets(self, redaction: Redaction) -> AirtableError:
+        """To be called before the text is cut off, which would leave half of a secret."""
+        return AirtableError(redaction.text(self.type), redaction.text(self.message))
 
 
 def decode_error_body(body: bytes, status: int) -> AirtableError:
@@ -196,9 +200,16 @@ def _message(rest: Mapping[object, object]) -> str:
     return message if isinstance(message, str) else ""
 
 
-def decode_failure(status: int, headers: Mapping[str, str], body: bytes, registry: Registry) -> Failure:
+def _kept(text: str) -> str:
+    """A cause as it can be kept: not long, and without half of a surrogate pair, which is no Unicode."""
+    return text[:_MOST_CAUSE].encode(errors="replace").decode()
+
+
+def decode_failure(
+    status: int, headers: Mapping[str, str], body: bytes, registry: Registry, redaction: Redaction
+) -> Failure:
     """What a 4xx or 5xx means (Airtable's documented errors; see the README of the sandbox for their shapes)."""
-    error = decode_error_body(body, status)
+    error = decode_error_body(body, status).without_secrets(redaction)
     cause = str(error)
     match status:
         case 429 if error.type == _QUOTA:
@@ -245,7 +256,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 class AirtableAccess:
     """Where the table is. `timeout_seconds` limits connecting and each wait for bytes; twice that, the whole call."""
 
-    api_key: str
+    api_key: str = field(repr=False)
     endpoint_url: str
     base_id: str
     table: str
@@ -258,6 +269,11 @@ class AirtableAccess:
         return api.table(self.base_id, self.table)
 
 
+def redaction_of(api_key: str) -> Redaction:
+    """Cuts the key out of texts, also as errors quote it: an answer may repeat it, an error name the whole header."""
+    return Redaction([api_key, repr(api_key)[1:-1], ascii(api_key)[1:-1]])
+
+
 class Airtable:
     """Delivers claims through pyairtable, several at a time."""
 
@@ -266,6 +282,7 @@ class Airtable:
         self._table = access.table
         self._total_seconds = 2 * access.timeout_seconds
         self._threads = TableThreads(access.open)
+        self._redaction = redaction_of(access.api_key)
 
     async def deliver(self, claim: Claim) -> Answer:
         records = records_of(claim, self._registry)
@@ -350,8 +367,9 @@ class Airtable:
         except (requests.RequestException, ValueError, TypeError, RecursionError) as error:
             response = _refused_with(error)
             if response is None:
-                return Unknown(_short(error))
-            return decode_failure(response.status_code, response.headers, response.content, self._registry)
+                return Unknown(_kept(self._redaction.text(f"{type(error).__name__}: {error}")))
+            status, headers = response.status_code, response.headers
+            return decode_failure(status, headers, response.content, self._registry, self._redaction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +401,3 @@ def _refused_with(error: Exception) -> requests.Response | None:
     """The 4xx or 5xx behind an error of pyairtable, which looks into its body first and stumbles over an odd one."""
     behind = error if isinstance(error, requests.HTTPError) else error.__context__
     return behind.response if isinstance(behind, requests.HTTPError) else None
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:_MOST_CAUSE]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from app.airtable import decode_error_body, decode_failure, decode_written, records_of
 from app.config import Settings
+from app.logs import Redaction
 from app.model import ErrorKind, Json
 from app.policy.delivery import (
     Claim,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from app.policy.delivery import Answer
 
 REGISTRY = Settings().registry()
+NO_SECRETS = Redaction([])
 REC = "recAAAAAAAAAAAAAA"
 
 
@@ -105,7 +107,7 @@ def test_a_yes_that_makes_no_sense_leaves_the_outcome_unknown(body: Json) -> Non
 
 def failure(status: int, body: object, headers: dict[str, str] | None = None) -> Answer:
     octets = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return decode_failure(status, headers or {}, octets, REGISTRY)
+    return decode_failure(status, headers or {}, octets, REGISTRY, NO_SECRETS)
 
 
 def error(kind: str, message: str) -> list[Json]:
@@ -247,7 +249,7 @@ bodies = st.binary(max_size=100) | json_values.map(lambda value: json.dumps(valu
 @settings(max_examples=500, deadline=None)
 def test_any_status_and_body_decode_to_an_answer(status: int, body: bytes, retry_after: str | None) -> None:
     headers = {} if retry_after is None else {"Retry-After": retry_after}
-    answer = decode_failure(status, headers, body, REGISTRY)
+    answer = decode_failure(status, headers, body, REGISTRY, NO_SECRETS)
     assert isinstance(answer, Refused | RateLimited | QuotaExhausted | Denied | Unknown)
     assert len(answer.cause.encode()) < 3_000  # and it can be stored
     assert decode_error_body(body, status).type

@@ -1,0 +1,69 @@
+"""What Airtable or the network answers spreads no key."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.airtable import Airtable, AirtableAccess
+from app.logs import REDACTED
+from app.policy.delivery import Refused, Unknown
+from app.sandbox.faults import odd_body
+from tests.support.harness import AIRTABLE_KEY, Harness
+from tests.support.watching import rows, until
+
+if TYPE_CHECKING:
+    from app.sandbox.wire import WireServer
+
+
+def access(server: WireServer, key: str = AIRTABLE_KEY) -> AirtableAccess:
+    return AirtableAccess(key, server.url, "appX", "Client Run Results", timeout_seconds=1.0)
+
+
+# The key --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403, 422, 429, 500])
+@pytest.mark.parametrize(
+    "body", [b'{"error": {"type": "T", "message": "no: %s"}}', b"<p>no: %s</p>", b'{"error": "%s"}']
+)
+async def test_an_error_that_repeats_the_key_is_told_without_it(house: Harness, status: int, body: bytes) -> None:
+    house.airtable_server.faults.add(odd_body(body % AIRTABLE_KEY.encode(), status=status), times=None)
+    async with house.running():
+        await house.kick_off()
+        told = "SELECT error FROM airtable_calls WHERE error IS NOT NULL"
+        await until(lambda: bool(rows(house.store_path, told)))
+        seen = [(await house.call("GET", path)).text for path in ("/readyz", "/errors", "/outbox")]
+    assert REDACTED in str(rows(house.store_path, told))
+    assert AIRTABLE_KEY not in "".join(seen)
+    for file in house.folder.glob("runs.db*"):
+        assert AIRTABLE_KEY.encode() not in file.read_bytes(), file.name
+
+
+async def test_a_key_is_cut_out_before_the_text_is_cut_off(house: Harness) -> None:
+    """Half of a key is too much as well."""
+    for length in range(470, 500):
+        body = b"x" * length + AIRTABLE_KEY.encode()
+        house.airtable_server.faults.add(odd_body(body, status=422))
+        airtable = Airtable(access(house.airtable_server), house.settings.registry())
+        answer = await airtable.peek()
+        airtable.close()
+        assert isinstance(answer, Refused)
+        assert AIRTABLE_KEY[:6] not in answer.cause
+
+
+@pytest.mark.parametrize("key", ["pat\nSecret", "pat\r\nSecret", 'it\'s\na "pat"', "p\xe4t\nSecret", "pat\u20acSecret"])
+async def test_a_key_that_fits_no_header_is_not_told(house: Harness, key: str) -> None:
+    airtable = Airtable(access(house.airtable_server, key), house.settings.registry())
+    answer = await airtable.peek()
+    airtable.close()
+    assert isinstance(answer, Unknown)
+    for form in (key, repr(key)[1:-1], ascii(key)[1:-1], "Secret"):
+        assert form not in answer.cause
+    assert not house.airtable_server.log
+
+
+def test_an_access_does_not_show_its_key(house: Harness) -> None:
+    assert AIRTABLE_KEY not in repr(dataclasses.replace(access(house.airtable_server)))
