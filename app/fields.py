@@ -173,6 +173,24 @@ def fold(current: Fold, change: Change) -> dict[str, Value]:
     return values
 
 
+def check_sums(values: Fold, change: Change) -> None:
+    """Refuse `change` where a sum that it makes in `values`, the fold after it, outgrows what its field takes.
+
+    Raises:
+        Invalid: a sum is out of range; each is named.
+    """
+    flaws = []
+    for name in change.add:
+        total = values[name]
+        most = MAX_INTEGER if isinstance(total, int) else MAX_DECIMAL
+        if isinstance(total, int | Decimal) and not -most <= total <= most:
+            kind = "integers" if isinstance(total, int) else "numbers"
+            detail = f"{name!r} takes {kind} between -{most:,} and {most:,}: the sum would be {total:,}"
+            flaws.append(Flaw(_pointer("add", name), detail))
+    if flaws:
+        raise Invalid.because(flaws)
+
+
 def dump(values: Mapping[str, object]) -> str:
     """A canonical JSON text; a `Decimal` becomes the JSON number that it is."""
     return json.dumps(

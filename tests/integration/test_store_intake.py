@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
 
-from app.errors import Conflict, IdempotencyKeyReused
-from app.fields import Change
+from app.errors import Conflict, IdempotencyKeyReused, Invalid
+from app.fields import MAX_DECIMAL, MAX_INTEGER, Change
 from app.model import BatchOrder, Created, Duplicate, ErrorKind, Held, Idempotency, Kickoff, Queued, Update
+from app.store.sqlite import intake
+from app.store.sqlite.connection import connect_writing
+from app.store.sqlite.intake import When
 from tests.support.stores import AT, JOB, Desk, adding, kickoff, later, open_desk, setting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from app.fields import Number
 
 RUN = f"{JOB}-Guy"
 KEY = Idempotency("k1", "digest of one request")
@@ -144,6 +150,38 @@ async def test_a_key_belongs_to_its_run_and_not_to_others_nor_to_kickoffs(desk: 
         assert not isinstance(outcome, Duplicate)
 
 
+@pytest.mark.parametrize(
+    ("name", "most", "advice"),
+    [
+        ("posts_harvested", MAX_INTEGER, "would be 18,014,398,509,481,982"),
+        ("total_api_cost", Decimal(MAX_DECIMAL), "would be 2,000,000,000,000,000"),
+    ],
+)
+async def test_a_sum_out_of_range_is_refused_and_changes_nothing(
+    desk: Desk, name: str, most: int | Decimal, advice: str
+) -> None:
+    def add(number: Number) -> Update:
+        return Update(RUN, Change(add={name: number}), KEY)
+
+    await desk.kick_off()
+    await desk.update(Update(RUN, Change(add={name: most})))
+    before = await desk.store.run(RUN)
+    with pytest.raises(Invalid, match=f"'{name}' takes .* the sum would be"):
+        await desk.store.accept_update(add(1), later(1))
+    with pytest.raises(Invalid, match=advice) as caught:
+        await desk.store.accept_update(add(most), later(1))
+    assert [flaw.pointer for flaw in caught.value.flaws] == [f"/add/{name}"]
+    assert await desk.store.run(RUN) == before
+    assert len(desk.states(RUN)) == 2
+    await desk.update(add(-most))  # the key of what was refused is free
+
+
+async def test_held_updates_whose_sum_is_out_of_range_do_not_hold_up_the_kickoff(desk: Desk) -> None:
+    for _ in range(3):
+        await desk.store.accept_update(adding(RUN, posts_harvested=MAX_INTEGER), AT)
+    assert (await desk.store.accept_create(kickoff(), AT)).held_applied == 3
+
+
 async def test_a_linger_lets_updates_gather_before_they_are_due(tmp_path: Path) -> None:
     async with open_desk(tmp_path / "runs.db", linger_seconds=2.0) as desk:
         await desk.kick_off()
@@ -204,6 +242,37 @@ async def test_a_late_kickoff_lets_the_held_updates_follow_its_create_in_order(d
         ("applied", 3),
     ]
     assert (await desk.store.stats(AT)).held == 1  # the other run's waits on
+
+
+async def test_any_number_of_held_updates_is_one_change_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    async with open_desk(path) as desk:
+        for number in range(500):
+            line = Change(add={"posts_harvested": 1}, append={"progress_log": (f"line {number}",)})
+            await desk.store.accept_update(Update(RUN, line), later(number))
+    ran: list[str] = []
+    with contextlib.closing(connect_writing(path)) as connection:
+        connection.set_trace_callback(ran.append)
+        when = When.of(later(600), 2.0)
+        created = intake.accept_create(connection, kickoff(posts_harvested=1), now=later(600), when=when)
+    assert created.held_applied == 500
+    assert len({one for one in ran if one.lstrip().startswith("UPDATE runs")}) == 1
+    async with open_desk(path) as desk:
+        run = await desk.store.run(RUN)
+        assert run is not None
+        assert run.fields["posts_harvested"] == 501
+        assert run.fields["progress_log"] == "\n".join(f"line {number}" for number in range(500))
+        assert desk.rows("SELECT message_id FROM held_updates ORDER BY id") == [(number,) for number in range(2, 502)]
+        assert desk.rows("SELECT DISTINCT sync, due_at, status_by FROM runs") == [
+            ("pending", "2026-05-16T09:30:02.000Z", "batches")
+        ]
+
+
+async def test_a_status_among_the_held_updates_is_the_callers(desk: Desk) -> None:
+    await desk.store.accept_update(setting(RUN, status="Completed"), AT)
+    await desk.store.accept_update(adding(RUN, posts_harvested=1), AT)
+    await desk.kick_off()
+    assert desk.rows("SELECT status, status_by FROM runs") == [("Completed", "caller")]
 
 
 async def test_a_key_of_a_held_update_is_still_known_after_the_late_kickoff(desk: Desk) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from app.clock import iso
 from app.errors import Conflict, IdempotencyKeyReused
-from app.fields import CLIENT_ID, RUN_ID, Change, dump, fold, load_fold
+from app.fields import CLIENT_ID, RUN_ID, Change, check_sums, dump, fold, load_fold
 from app.model import (
     JOB_ID_FORMAT,
     Created,
@@ -178,6 +178,7 @@ def accept_update(connection: sqlite3.Connection, update: Update, when: When) ->
 
     Raises:
         IdempotencyKeyReused: the key came with another update of this run before.
+        Invalid: a sum would be out of range.
     """
     if _same_request(connection, update.run_id, update.idempotency) is not None:
         return Duplicate(update.run_id)
@@ -189,11 +190,16 @@ def accept_update(connection: sqlite3.Connection, update: Update, when: When) ->
 
 
 def change_run(connection: sqlite3.Connection, run_id: str, change: Change, source: Source, when: When) -> int | None:
-    """Fold `change` into the run and queue its message, whose id comes back; `None` where there is no such run."""
+    """Fold `change` into the run and queue its message, whose id comes back; `None` where there is no such run.
+
+    Raises:
+        Invalid: a sum would be out of range.
+    """
     run = connection.execute(SELECT_FOLD, (run_id,)).fetchone()
     if run is None:
         return None
     values = fold(load_fold(run["fields"]), change)
+    check_sums(values, change)
     _keep_fold(connection, run_id, values, when, by_caller=source is Source.CALLER and "status" in change.set)
     return insert_message(connection, run_id, MessageKind.UPDATE, source, change, when.at)
 
