@@ -10,12 +10,13 @@ import json
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, Protocol, TypeVar
 
 import requests
 from pyairtable import Api
 from pyairtable.formulas import CREATED_TIME, DATETIME_PARSE, EQ, IS_AFTER, OR, RECORD_ID, Field
 from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import Field as Constraint
 
 from app.clock import iso, parse_http_date
 from app.fields import RUN_ID, plain
@@ -78,8 +79,14 @@ def records_of(claim: Claim, registry: Registry) -> list[Record]:
 # Answers --------------------------------------------------------------------------------------------------------
 
 
+#: What a record id looks like, and what is sent back to ask for the next page. Neither could be kept otherwise.
+_RECORD_ID: Final = r"rec[A-Za-z0-9]{14}"
+_RecordId = Annotated[str, Constraint(pattern=rf"^{_RECORD_ID}$")]
+_Offset = Annotated[str, Constraint(pattern=r"^[!-~][ -~]{0,999}$")]
+
+
 class _WrittenRecord(BaseModel):
-    id: str
+    id: _RecordId
     fields: dict[str, object] = {}
 
 
@@ -106,11 +113,11 @@ def _senseless(error: ValidationError) -> str:
 
 class _ListedRecords(BaseModel):
     records: list[_FoundRecord]
-    offset: str | None = None
+    offset: _Offset | None = None
 
 
 class _FoundRecord(BaseModel):
-    id: str
+    id: _RecordId
     fields: dict[str, JsonValue] = {}
 
 
@@ -153,7 +160,7 @@ class _Told(BaseModel):
 
 #: `Field "X" cannot accept the provided value`, `Unknown field name: "X"`
 _NAMED_FIELD: Final = re.compile(r'(?:[Ff]ield|field name:) "([^"]+)"')
-_NAMED_RECORD: Final = re.compile(r"\b(rec[A-Za-z0-9]{14})\b")
+_NAMED_RECORD: Final = re.compile(rf"\b({_RECORD_ID})\b")
 _GONE: Final = ("ROW_DOES_NOT_EXIST", "MODEL_ID_NOT_FOUND", "RECORD_NOT_FOUND")
 _QUOTA: Final = "PUBLIC_API_BILLING_LIMIT_EXCEEDED"
 _MOST_CAUSE: Final = 500

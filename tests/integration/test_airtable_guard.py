@@ -1,8 +1,10 @@
-"""What Airtable or the network answers spreads no key."""
+"""Whatever Airtable or the network answers: it spreads no key, and ends no loop."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,10 +13,11 @@ from app.airtable import Airtable, AirtableAccess
 from app.logs import REDACTED
 from app.policy.delivery import Refused, Unknown
 from app.sandbox.faults import odd_body
-from tests.support.harness import AIRTABLE_KEY, Harness
+from tests.support.harness import AIRTABLE_KEY, Harness, table_columns
 from tests.support.watching import rows, until
 
 if TYPE_CHECKING:
+    from app.model import Json
     from app.sandbox.wire import WireServer
 
 
@@ -67,3 +70,67 @@ async def test_a_key_that_fits_no_header_is_not_told(house: Harness, key: str) -
 
 def test_an_access_does_not_show_its_key(house: Harness) -> None:
     assert AIRTABLE_KEY not in repr(dataclasses.replace(access(house.airtable_server)))
+
+
+# Odd records ----------------------------------------------------------------------------------------------------
+
+
+REC = "recAAAAAAAAAAAAAA"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        *({"records": [{"id": odd, "fields": {}}]} for odd in ("", "rec", "\ud800", f"{REC}\n", "A" * 1_000_000)),
+        *({"records": [], "offset": odd} for odd in ("", "\ud800", "a\nb", "x" * 1_001, "\xe4", 7)),
+    ],
+)
+async def test_a_page_with_an_impossible_id_or_offset_is_none(house: Harness, page: object) -> None:
+    house.airtable_server.faults.add(odd_body(json.dumps(page).encode()))
+    airtable = Airtable(access(house.airtable_server), house.settings.registry())
+    answer = await airtable.find(["x"])
+    airtable.close()
+    assert isinstance(answer, Unknown)
+    answer.cause.encode()
+
+
+ODD_CELLS: list[Json] = [
+    "\ud800",
+    "x\udfff",
+    float("nan"),
+    float("inf"),
+    10**400,
+    [],
+    {},
+    True,
+    "0001-01-01T00:00+01:00",
+]
+
+
+@pytest.mark.parametrize("odd", ODD_CELLS, ids=ascii)
+async def test_a_record_with_odd_cells_is_adopted_without_them(house: Harness, odd: Json) -> None:
+    run_id = "251007-070457-Guy-Wilson"
+    cells = {column: odd for column in table_columns() if column not in {"Run ID", "Progress Log"}}
+    found = {"id": REC, "fields": {**cells, "\ud800": odd, "Run ID": run_id, "Progress Log": "by hand"}}
+    house.airtable_server.faults.add(odd_body(json.dumps({"records": [found]}).encode()), method="GET")
+    async with house.running() as service:
+        await house.call("PATCH", f"/runs/{run_id}", {"append": {"progress_log": "x"}})
+        await until(lambda: bool(rows(house.store_path, "SELECT 1 FROM runs")))
+        assert not any(loop.done() for loop in service.loops)
+        shown = (await house.call("GET", f"/runs/{run_id}")).json()
+    assert shown["airtable_record_id"] == REC
+    assert shown["fields"]["progress_log"] == "by hand\nx"  # type: ignore[index, call-overload]
+
+
+@pytest.mark.parametrize("odd", ["", "\ud800"], ids=ascii)
+async def test_a_look_that_finds_an_impossible_id_adopts_nothing_and_goes_on(house: Harness, odd: str) -> None:
+    run_id = "251007-070457-Guy-Wilson"
+    body = json.dumps({"records": [{"id": odd, "fields": {"Run ID": run_id}}]}).encode()
+    house.airtable_server.faults.add(odd_body(body), method="GET")
+    async with house.running() as service:
+        await house.call("PATCH", f"/runs/{run_id}", {"append": {"progress_log": "x"}})
+        await until(lambda: bool(rows(house.store_path, "SELECT 1 FROM airtable_calls WHERE finished_at IS NOT NULL")))
+        await asyncio.sleep(0.05)
+        assert not any(loop.done() for loop in service.loops)
+    assert rows(house.store_path, "SELECT count(*) FROM runs") == [(0,)]
+    assert rows(house.store_path, "SELECT outcome FROM airtable_calls") == [("unknown",)]

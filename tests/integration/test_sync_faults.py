@@ -42,6 +42,10 @@ FAULTS = {
     "empty records": odd_body(b'{"records": []}'),
     "records of another": odd_body(b'{"records": [{"id": "recOther000000000", "fields": {"Run ID": "other"}}]}'),
     "records without ids": odd_body(b'{"records": [{"fields": {"Run ID": "251007-070457-Guy-Wilson"}}]}'),
+    "an empty id": odd_body(b'{"records": [{"id": "", "fields": {"Run ID": "251007-070457-Guy-Wilson"}}]}'),
+    "half a pair as an id": odd_body(
+        rb'{"records": [{"id": "\ud800", "fields": {"Run ID": "251007-070457-Guy-Wilson", "\ud800": "\ud800"}}]}'
+    ),
     "201": odd_body(b"", status=201),
     "204": odd_body(b"", status=204),
 }

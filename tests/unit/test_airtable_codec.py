@@ -33,6 +33,18 @@ if TYPE_CHECKING:
 REGISTRY = Settings().registry()
 NO_SECRETS = Redaction([])
 REC = "recAAAAAAAAAAAAAA"
+#: None of these can be kept, or be asked for again.
+ODD_IDS = [
+    "",
+    "rec",
+    "\ud800",
+    "rec\ud80000000000000000",
+    REC + "\n",
+    REC + "A",
+    f" {REC}",
+    "tblAAAAAAAAAAAAAA",
+    "A" * 10**6,
+]
 
 
 def claim(*runs: tuple[str, str | None, Fold], creating: bool) -> Claim:
@@ -76,9 +88,12 @@ def written(answer: Json, of: Claim = CREATE) -> Answer:
 
 
 def test_the_ids_of_created_records_are_found_by_their_run_id_in_any_order() -> None:
-    records: list[Json] = [{"id": f"rec{name}", "fields": {"Run ID": f"j-{name}"}, "createdTime": "x"} for name in "ba"]
-    answer = written({"records": records, "createdRecords": ["reca"], "updatedRecords": []})
-    assert answer == Written({"j-a": "reca", "j-b": "recb"})
+    ids = {"b": "recBBBBBBBBBBBBBB", "a": REC}
+    records: list[Json] = [
+        {"id": id_, "fields": {"Run ID": f"j-{name}"}, "createdTime": "x"} for name, id_ in ids.items()
+    ]
+    answer = written({"records": records, "createdRecords": [REC], "updatedRecords": []})
+    assert answer == Written({"j-a": REC, "j-b": "recBBBBBBBBBBBBBB"})
 
 
 def test_an_update_is_written_when_the_answer_names_its_record() -> None:
@@ -92,7 +107,8 @@ def test_an_update_is_written_when_the_answer_names_its_record() -> None:
     [
         *(None, [], {}, "OK", 7, True, {"error": "NOT_FOUND"}),
         *({"records": None}, {"records": {}}, {"records": [None]}, {"records": [{"id": 5}]}),
-        *({"records": [{"fields": {}}]}, {"records": [{"id": "rec", "fields": []}]}),
+        *({"records": [{"fields": {}}]}, {"records": [{"id": REC, "fields": []}]}),
+        *({"records": [{"id": odd, "fields": {"Run ID": "j-a"}}]} for odd in ODD_IDS),
     ],
 )
 def test_a_yes_that_makes_no_sense_leaves_the_outcome_unknown(body: Json) -> None:
@@ -228,8 +244,9 @@ def test_a_cause_is_kept_short() -> None:
         assert len(answer.cause) <= 500
 
 
+texts = st.text(st.characters(codec=None), max_size=20) | st.just(REC) | st.sampled_from(ODD_IDS)
 json_values: st.SearchStrategy[Json] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
@@ -261,3 +278,4 @@ def test_any_yes_decodes_to_an_answer(answer: Json) -> None:
     for of in (CREATE, UPDATE):
         said = decode_written(of, answer, REGISTRY)
         assert isinstance(said, Written | Unknown)
+        assert not isinstance(said, Written) or set(said.record_ids.values()) <= {REC}
