@@ -28,6 +28,7 @@ from app.policy.delivery import (
     settled_call,
 )
 from app.policy.pace import BaseHealth, Departure, PauseRules, RequestWindow
+from app.store.protocol import LONGEST_WAIT
 
 if TYPE_CHECKING:
     import random
@@ -119,7 +120,8 @@ class SyncLoop:
     async def recover(self) -> None:
         """Take back what a stopped process was sending, and keep to the pause that it was told to keep."""
         now = self._clock.now()
-        taken_back = await self._store.recover(now)
+        longest_wait = max(LONGEST_WAIT, timedelta(seconds=self._rules.retry.backoff_max_seconds))
+        taken_back = await self._store.recover(now, longest_wait)
         if taken_back:
             log.warning("sync.recovered", messages=taken_back)
         answered_at = await self._store.last_answered()
@@ -129,7 +131,7 @@ class SyncLoop:
         limited_at = await self._store.last_rate_limited(now - timedelta(seconds=2 * pause))  # by when it was sent
         if limited_at is not None:
             left = pause - (now - limited_at).total_seconds()
-            self._window.rest(self._clock.monotonic(), max(0.0, left))
+            self._window.rest(self._clock.monotonic(), min(max(0.0, left), pause))  # the clock may have been set
 
     async def run(self) -> None:
         """Deliver until `stop`, then let what is in flight land. Raises what no rule foresees."""

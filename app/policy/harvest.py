@@ -386,7 +386,15 @@ def _ended(batch: Batch, report: Report, outcome: BatchState, at: datetime, rule
 
 #: Each look without news doubles the wait until the next, up to this many times the first.
 _LONGEST_POLL_FACTOR: Final = 16
+#: However short the waits are: a clock is set right by seconds every day.
+_SHORTEST_BOUND_SECONDS: Final = 3600.0
 
 
 def poll_interval(polls: int, rules: HarvestRules) -> timedelta:
     return timedelta(seconds=rules.poll_interval_seconds * min(2**polls, _LONGEST_POLL_FACTOR))
+
+
+def longest_wait(rules: HarvestRules) -> timedelta:
+    """No step of a batch is further ahead than this."""
+    seconds = max(rules.look_after_seconds, rules.settle_seconds, rules.poll_interval_seconds * _LONGEST_POLL_FACTOR)
+    return timedelta(seconds=max(seconds, _SHORTEST_BOUND_SECONDS))

@@ -6,7 +6,8 @@ SQLite is the embedded default (`app.store.sqlite`); a store on another database
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
         Slice,
         Stats,
     )
+
+#: No run waits longer than this for its next send, unless it was configured to.
+LONGEST_WAIT: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +168,11 @@ class Outbox(Protocol):
         """Tie the store to its base; raises `StoreError` if it is tied to another."""
         ...
 
-    async def recover(self, at: datetime) -> int:
-        """Take back what a stopped process was sending; the number of messages."""
+    async def recover(self, at: datetime, longest_wait: timedelta = LONGEST_WAIT) -> int:
+        """Take back what a stopped process was sending; the number of messages.
+
+        What would wait longer than anything does (the clock was set back), or for nothing, is due at once.
+        """
         ...
 
     async def last_rate_limited(self, since: datetime) -> datetime | None: ...

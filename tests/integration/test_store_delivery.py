@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from app.model import ErrorKind
+from app.clock import iso
+from app.fields import Change
+from app.model import BatchOrder, ErrorKind, Kickoff
 from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown, Written
 from app.store.sqlite import delivery
 from app.store.views import ErrorFilter, Slice
 from tests.support.stores import AT, JOB, Desk, adding, kickoff, later, open_desk, setting, written
+from tests.support.watching import meddle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -317,6 +321,65 @@ async def test_what_a_stopped_process_was_sending_is_sent_again(tmp_path: Path) 
         assert len(claim.runs[0].messages) == 2
         assert await desk.store.recover(later(61)) == 2
         assert await desk.store.recover(later(62)) == 0
+
+
+async def test_what_a_clock_that_was_set_back_left_due_far_ahead_is_due_at_a_start(desk: Desk) -> None:
+    await desk.kick_off()
+    await desk.kick_off("Ann")
+    await desk.store.accept_update(adding("251007-070457-MGuy", posts_harvested=1), AT)
+    await desk.store.accept_update(adding("251007-070457-MAnn", posts_harvested=1), AT)
+    meddle(desk.path, "UPDATE runs SET due_at = ?", iso(later(3600 + 1)))
+    meddle(desk.path, "UPDATE runs SET due_at = ? WHERE client_id = 'Ann'", iso(later(3600)))  # as a backoff may
+    meddle(desk.path, "UPDATE errors SET look_due_at = ?", iso(later(86_400 + 1)))
+    meddle(desk.path, "UPDATE errors SET look_due_at = ? WHERE client_id = 'MAnn'", iso(later(86_400)))
+    await desk.store.recover(AT)
+    assert desk.rows("SELECT client_id, due_at FROM runs ORDER BY id") == [("Guy", iso(AT)), ("Ann", iso(later(3600)))]
+    assert await desk.store.due_looks(AT, 9) == ["251007-070457-MGuy"]
+    assert desk.cell("SELECT max(look_due_at) FROM errors") == iso(later(86_400))
+
+
+async def test_a_longer_backoff_is_kept_at_a_start(desk: Desk) -> None:
+    await desk.kick_off()
+    meddle(desk.path, "UPDATE runs SET due_at = ?", iso(later(7200)))
+    await desk.store.recover(AT, timedelta(hours=2))
+    assert await desk.store.next_due() == later(7200)
+    await desk.store.recover(AT)
+    assert await desk.store.next_due() == AT
+
+
+async def test_a_batch_that_is_due_far_ahead_is_due_at_a_start(desk: Desk) -> None:
+    orders = tuple(BatchOrder("{}", 1, "actor", f"token-{number}") for number in (1, 2))
+    await desk.store.accept_create(Kickoff("Guy", JOB, Change(), orders), AT)
+    meddle(desk.path, "UPDATE batches SET due_at = ?", iso(later(86_400)))
+    meddle(desk.path, "UPDATE batches SET due_at = ? WHERE number = 2", iso(later(960)))  # sixteen polls' time
+    await desk.store.recover_batches(AT)
+    assert desk.rows("SELECT due_at FROM batches ORDER BY number") == [(iso(AT),), (iso(later(960)),)]
+
+
+async def test_a_run_whose_due_time_was_cleared_by_hand_is_due_at_a_start(desk: Desk) -> None:
+    await desk.kick_off()
+    await desk.kick_off("Ann")
+    await desk.deliver_all()
+    await desk.update(adding(RUN, posts_harvested=1))
+    created = await desk.kick_off("Zoe")
+    meddle(desk.path, "UPDATE runs SET due_at = NULL")
+    await desk.store.recover(later(9))
+    assert desk.rows("SELECT run_id, due_at FROM runs WHERE due_at IS NOT NULL ORDER BY id") == [
+        (RUN, iso(later(9))),
+        (created, iso(later(9))),
+    ]
+
+
+async def test_a_run_whose_create_was_set_aside_is_not_due_at_a_start(desk: Desk) -> None:
+    await desk.kick_off()
+    await desk.update(adding(RUN, posts_harvested=1))
+    while (claim := await desk.store.claim(AT)) is not None:
+        await desk.answer(claim, Refused(422, "no"), AT)
+    await desk.update(adding(RUN, posts_harvested=1))
+    assert ("create", "dead") in [(kind, state) for kind, state, _ in desk.states(RUN)]
+    assert ("update", "pending") in [(kind, state) for kind, state, _ in desk.states(RUN)]
+    await desk.store.recover(later(9))
+    assert await desk.store.next_due() is None
 
 
 async def test_what_was_settled_is_not_taken_back(desk: Desk) -> None:

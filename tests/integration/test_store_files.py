@@ -201,7 +201,13 @@ ON_THE_WAY = {
         delivery.SET_ASIDE,
         delivery.REST_RUN,
     ],
-    "recover": [delivery.INTERRUPT_CALLS, delivery.RECOVER_MESSAGES, delivery.RECOVER_RUNS],
+    "recover": [
+        delivery.INTERRUPT_CALLS,
+        delivery.RECOVER_MESSAGES,
+        delivery.RECOVER_RUNS,
+        delivery.RECOVER_FAR_LOOKS,
+        delivery.RECOVER_UNDUE_RUNS,
+    ],
     "accept a create": [
         intake.SELECT_RUN_NAMES,
         intake.SELECT_KEY,

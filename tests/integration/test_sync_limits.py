@@ -11,7 +11,7 @@ from app.sandbox.airtable_errors import RateLimitForm, quota_exceeded, rate_limi
 from app.sandbox.faults import dropped, server_error
 from app.sandbox.hand_clock import HandClock
 from tests.support.harness import Harness, harness
-from tests.support.watching import let_time_pass, rows, until
+from tests.support.watching import let_time_pass, meddle, rows, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,6 +72,22 @@ async def test_the_pause_after_a_429_outlives_a_restart(house: Harness, clock: H
     first, second = house.airtable_server.log
     assert 30.0 <= second.received_at - first.received_at < 32.0
     assert second.status == 200
+
+
+async def test_a_clock_that_was_set_back_does_not_lengthen_the_pause_after_a_429(
+    house: Harness, clock: HandClock
+) -> None:
+    house.airtable.exhaust_rate()
+    async with house.running():
+        await house.kick_off()
+        await until(lambda: calls_made(house) == 1)
+    tomorrow = "2026-05-17T09:00:00.000Z"
+    meddle(house.store_path, "UPDATE airtable_calls SET started_at = ?, finished_at = ?", tomorrow, tomorrow)
+    meddle(house.store_path, "UPDATE runs SET due_at = ?", tomorrow)
+    async with house.running() as service:
+        assert 30.0 <= service.sync.rests_for < 32.0
+        await let_time_pass(clock, lambda: len(house.airtable_server.log) > 1, step=0.25, most=40.0)
+        await house.synced()
 
 
 async def test_when_the_month_is_used_up_all_is_parked_said_and_taken_up_again(

@@ -11,11 +11,12 @@ from app.errors import StoreError
 from app.fields import load_fold
 from app.model import CallOutcome, ErrorKind, MessageKind
 from app.policy.delivery import Claim, ClaimedRun, SetAside, Waiting, fields_to_send
+from app.policy.missing import LONGEST_PAUSE
 from app.store.sqlite.consistency import resolve_repaired
 
 if TYPE_CHECKING:
     import sqlite3
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from app.policy.delivery import RunSettlement, Settlement
 
@@ -225,15 +226,29 @@ RECOVER_MESSAGES = """
 UPDATE outbox SET state = 'pending' WHERE kind = ? AND state = 'sending' AND delivered_at IS NULL
 """
 RECOVER_RUNS = "UPDATE runs SET call_id = NULL, due_at = ? WHERE call_id IS NOT NULL"
+# A due time that is further ahead than any wait of ours was given by a clock that has been set back since.
+RECOVER_FAR_RUNS = "UPDATE runs SET due_at = :at WHERE due_at > :latest AND due_at IS NOT NULL AND call_id IS NULL"
+RECOVER_FAR_LOOKS = "UPDATE errors SET look_due_at = :at WHERE look_due_at > :latest"
+# Nothing of ours leaves a message without a due time but the death of its create; a person's hand does.
+RECOVER_UNDUE_RUNS = """
+UPDATE runs SET due_at = :at
+WHERE due_at IS NULL
+    AND run_id IN (SELECT run_id FROM outbox WHERE delivered_at IS NULL AND state = 'pending')
+    AND NOT EXISTS (
+        SELECT 1 FROM outbox AS c WHERE c.run_id = runs.run_id AND c.kind = 'create' AND c.state = 'dead')
+"""
 
 
-def recover(connection: sqlite3.Connection, at: datetime) -> int:
+def recover(connection: sqlite3.Connection, at: datetime, longest_wait: timedelta) -> int:
     """Take back what a stopped process was carrying: upserts and record ids make it safe to send again."""
     connection.execute(INTERRUPT_CALLS, (CallOutcome.INTERRUPTED, iso(at)))
     taken_back = sum(
         connection.execute(RECOVER_MESSAGES, (kind,)).rowcount for kind in (MessageKind.UPDATE, MessageKind.CREATE)
     )
     connection.execute(RECOVER_RUNS, (iso(at),))
+    connection.execute(RECOVER_FAR_RUNS, {"at": iso(at), "latest": iso(at + longest_wait)})
+    connection.execute(RECOVER_FAR_LOOKS, {"at": iso(at), "latest": iso(at + LONGEST_PAUSE)})
+    connection.execute(RECOVER_UNDUE_RUNS, {"at": iso(at)})
     return taken_back
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from app.clock import iso
 from app.model import BatchState
-from app.policy.harvest import Batch, LookFailed, StartLost, after, first_look
+from app.policy.harvest import Batch, LookFailed, StartLost, after, first_look, longest_wait
 from app.store.protocol import BatchStep
 from app.store.sqlite.batches import SELECT_BATCH, batch_of, move_batch
 from app.store.sqlite.webhooks import OTHER_HAS_RUN, release_held
@@ -102,9 +102,12 @@ UPDATE batches SET due_at = ?
 WHERE due_at IS NULL AND (state IN ('queued', 'unknown', 'running', 'succeeded', 'timed_out', 'aborted')
     OR state = 'failed' AND apify_run_id IS NOT NULL)
 """
+# A due time that is further ahead than any wait of ours was given by a clock that has been set back since.
+RECOVER_FAR_BATCHES = "UPDATE batches SET due_at = ? WHERE due_at > ?"
 
 
 def recover_batches(connection: sqlite3.Connection, at: datetime, rules: HarvestRules) -> int:
     """After a stop: a start that was under way is unknown, and every step that was under way is due again."""
+    connection.execute(RECOVER_FAR_BATCHES, (iso(at), iso(at + longest_wait(rules))))
     lost = connection.execute(RECOVER_STARTS, (iso(at + first_look(rules)),)).rowcount
     return lost + connection.execute(RECOVER_BATCHES, (iso(at),)).rowcount

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from app.clock import parse_iso
 from app.errors import StoreError, StoreLocked
+from app.store.protocol import LONGEST_WAIT
 from app.store.sqlite import consistency, counting, delivery, harvest, intake, missing, reading, replay, webhooks
 from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
 from app.store.sqlite.intake import When
@@ -18,7 +19,7 @@ from app.store.sqlite.migrate import migrate, migrations_directory, missing_migr
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from pathlib import Path
 
     from app.model import Created, Kickoff, Update, UpdateOutcome, WebhookTaken
@@ -166,8 +167,8 @@ class SqliteStore(SqliteReading):
     async def bind_base(self, base_id: str, at: datetime) -> None:
         await self._writer.run(lambda connection: delivery.bind_base(connection, base_id, at))
 
-    async def recover(self, at: datetime) -> int:
-        return await self._writer.run(lambda connection: delivery.recover(connection, at))
+    async def recover(self, at: datetime, longest_wait: timedelta = LONGEST_WAIT) -> int:
+        return await self._writer.run(lambda connection: delivery.recover(connection, at, longest_wait))
 
     async def last_rate_limited(self, since: datetime) -> datetime | None:
         last = await self._reader.run(lambda connection: delivery.last_rate_limited(connection, since))
