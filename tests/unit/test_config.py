@@ -189,6 +189,16 @@ def test_secrets_come_from_the_environment_and_may_be_two_while_one_is_rotated()
         Secrets.from_environment({"INTERNAL_API_TOKEN": "a,b,c"})
 
 
+@pytest.mark.parametrize("name", ["AIRTABLE_API_KEY", "APIFY_TOKEN", "APIFY_WEBHOOK_SECRET", "INTERNAL_API_TOKEN"])
+@pytest.mark.parametrize("value", ["pat\nword", "pat word", "pat\tword", "pat\x00word", "p\xe4tword", "\ud800word"])
+def test_a_secret_that_fits_no_header_is_refused_without_being_told(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Secrets.from_environment({name: value})
+    assert name in str(caught.value)
+    assert "word" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
 def test_secrets_do_not_show_themselves() -> None:
     assert "pat" not in repr(Secrets("pat", "tok", ("x",), ("y",)))
 
