@@ -17,9 +17,10 @@ from pyairtable import Api
 from pyairtable.formulas import CREATED_TIME, DATETIME_PARSE, EQ, IS_AFTER, OR, RECORD_ID, Field
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic import Field as Constraint
+from requests.auth import AuthBase
 
 from app.clock import iso, parse_http_date
-from app.fields import RUN_ID, plain
+from app.fields import RUN_ID, plain, shown
 from app.logs import Redaction
 from app.model import RECORDS_PER_CALL, ErrorKind
 from app.policy.asking import Column, Described, FoundRecord, Identified, Listed
@@ -193,11 +194,11 @@ def decode_error_body(body: bytes, status: int) -> AirtableError:
         answer = None
     if isinstance(answer, dict):
         match answer.get("error") or answer.get("errors"):
-            case {"type": str(kind), **rest}:
+            case {"type": str(kind), **rest} if kind:
                 return AirtableError(kind, _message(rest))
-            case str(kind):
+            case str(kind) if kind:
                 return AirtableError(kind, "")
-            case [{"error": str(kind), **rest}, *_]:
+            case [{"error": str(kind), **rest}, *_] if kind:
                 return AirtableError(kind, _message(rest))
     return AirtableError(f"HTTP {status}", body.decode(errors="replace").strip())
 
@@ -215,8 +216,19 @@ def _kept(text: str) -> str:
 def decode_failure(
     status: int, headers: Mapping[str, str], body: bytes, registry: Registry, redaction: Redaction
 ) -> Failure:
-    """What a 4xx or 5xx means (Airtable's documented errors; see the README of the sandbox for their shapes)."""
-    error = decode_error_body(body, status).without_secrets(redaction)
+    """What anything but a 2xx means (Airtable's documented errors; see the README of the sandbox for their shapes)."""
+    if status < HTTPStatus.BAD_REQUEST:
+        return _elsewhere(status, redaction.text(headers.get("Location", "")))
+    return _decode_error(status, headers, decode_error_body(body, status).without_secrets(redaction), registry)
+
+
+def _elsewhere(status: int, location: str) -> Denied | Unknown:
+    if status < HTTPStatus.MULTIPLE_CHOICES:
+        return Unknown(f"an answer with the status {status}, which is none of Airtable's", status)
+    return Denied(status, f"not Airtable, but a redirect to {shown(location, 200)}: check [airtable] endpoint_url")
+
+
+def _decode_error(status: int, headers: Mapping[str, str], error: AirtableError, registry: Registry) -> Failure:
     cause = str(error)
     match status:
         case 429 if error.type == _QUOTA:
@@ -273,7 +285,38 @@ class AirtableAccess:
         """A table with a session of its own. pyairtable would retry any method, creates included: never here."""
         seconds = max(1, round(self.timeout_seconds))
         api = Api(self.api_key, timeout=(seconds, seconds), retry_strategy=None, endpoint_url=self.endpoint_url)
+        api.session.auth = _Bearer(self.api_key)
+        api.session.hooks["response"].append(_refuse_no_yes)
         return api.table(self.base_id, self.table)
+
+
+class _Bearer(AuthBase):
+    """Set last, so that nothing that stands in a .netrc takes the place of our key."""
+
+    def __init__(self, api_key: str) -> None:
+        self._api_key = api_key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._api_key}"
+        return request
+
+
+class _NoYes(Exception):
+    """An answer that is no 2xx, whole."""
+
+    def __init__(self, answer: requests.Response) -> None:
+        super().__init__(answer.status_code)
+        self.answer = answer
+
+
+def _refuse_no_yes(response: requests.Response, *_args: object, **_kwargs: object) -> None:
+    """Called before a redirect is followed, which would make a listing of a write and send our key elsewhere.
+
+    Only a 2xx is a yes. Of all else `requests` refuses 4xx and 5xx only, and pyairtable stumbles over their odd bodies.
+    """
+    if response.status_code // 100 != 2:  # noqa: PLR2004
+        response.content  # noqa: B018  # read here, in a thread that may wait for it
+        raise _NoYes(response)
 
 
 def redaction_of(api_key: str) -> Redaction:
@@ -371,12 +414,11 @@ class Airtable:
                 return _Body(await self._threads.run(call))
         except TimeoutError:
             return Unknown(f"no whole answer within {self._total_seconds:g} s")
-        except (requests.RequestException, ValueError, TypeError, RecursionError) as error:
-            response = _refused_with(error)
-            if response is None:
-                return Unknown(_kept(self._redaction.text(f"{type(error).__name__}: {error}")))
-            status, headers = response.status_code, response.headers
-            return decode_failure(status, headers, response.content, self._registry, self._redaction)
+        except _NoYes as error:
+            status, headers, body = error.answer.status_code, error.answer.headers, error.answer.content
+            return decode_failure(status, headers, body, self._registry, self._redaction)
+        except (requests.RequestException, ValueError, RecursionError) as error:
+            return Unknown(_kept(self._redaction.text(f"{type(error).__name__}: {error}")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,11 +442,4 @@ def _write(table: Table, records: Sequence[Record], merge_on: str | None) -> obj
 def _whoami(table: Table) -> dict[str, object]:
     """The body, and the answer's own date, which pyairtable would keep to itself."""
     response = table.api.session.get(str(table.api.urls.whoami), timeout=table.api.timeout)
-    response.raise_for_status()
     return {"body": response.json(), "date": response.headers.get("Date")}
-
-
-def _refused_with(error: Exception) -> requests.Response | None:
-    """The 4xx or 5xx behind an error of pyairtable, which looks into its body first and stumbles over an odd one."""
-    behind = error if isinstance(error, requests.HTTPError) else error.__context__
-    return behind.response if isinstance(behind, requests.HTTPError) else None

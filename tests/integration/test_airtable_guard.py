@@ -1,4 +1,4 @@
-"""Whatever Airtable or the network answers: it spreads no key, and ends no loop."""
+"""Whatever Airtable or the network answers: it spreads no key, ends no loop and leads nowhere else."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 
 from app.airtable import Airtable, AirtableAccess
 from app.logs import REDACTED
-from app.policy.delivery import Refused, Unknown
-from app.sandbox.faults import odd_body
+from app.policy.asking import Identified
+from app.policy.delivery import Denied, Refused, Unknown
+from app.sandbox.faults import Fault, Reply, odd_body
 from tests.support.harness import AIRTABLE_KEY, Harness, table_columns
 from tests.support.watching import rows, until
 
@@ -134,3 +135,51 @@ async def test_a_look_that_finds_an_impossible_id_adopts_nothing_and_goes_on(hou
         assert not any(loop.done() for loop in service.loops)
     assert rows(house.store_path, "SELECT count(*) FROM runs") == [(0,)]
     assert rows(house.store_path, "SELECT outcome FROM airtable_calls") == [("unknown",)]
+
+
+# Redirects ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308, 700])
+async def test_an_update_that_is_sent_elsewhere_is_not_delivered(house: Harness, status: int) -> None:
+    """Followed, it would become a listing, which names the very records that should have been written."""
+    async with house.running():
+        run_id = await house.kick_off()
+        await house.synced()
+        base = f"{house.airtable_server.url}/v0/{house.airtable.schema.base_id}"
+        elsewhere = {"Location": f"{base}/Client%20Run%20Results?{AIRTABLE_KEY}"}
+        listing = json.dumps({"records": [{"id": house.airtable.records()[0].id, "fields": {}}]})
+        before = len(house.airtable_server.log)
+        fault = Fault(apply=False, then=Reply(status, listing.encode(), elsewhere))
+        house.airtable_server.faults.add(fault, method="PATCH")
+        await house.call("PATCH", f"/runs/{run_id}", {"add": {"posts_harvested": 3}})
+        await house.synced()
+        methods = [request.method for request in house.airtable_server.log[before:]]
+    assert house.records()[run_id]["Total Posts Harvested"] == 3
+    assert methods == ["PATCH", "PATCH"]
+    (told,) = rows(house.store_path, "SELECT outcome, status, error FROM airtable_calls WHERE outcome <> 'ok'")
+    assert told[:2] == (("denied", status) if status < 400 else ("unknown", status))
+    assert ("endpoint_url" in str(told[2])) == (status < 400)
+    assert AIRTABLE_KEY not in str(told[2])
+
+
+async def test_a_question_that_is_sent_elsewhere_is_not_followed(house: Harness) -> None:
+    fault = Fault(apply=False, then=Reply(302, b"", {"Location": "http://127.0.0.1:9/"}))
+    house.airtable_server.faults.add(fault, times=None)
+    airtable = Airtable(access(house.airtable_server), house.settings.registry())
+    answers = [await airtable.identify(), await airtable.peek(), await airtable.describe(), await airtable.find(["x"])]
+    airtable.close()
+    for answer in answers:
+        assert isinstance(answer, Denied)
+        assert (answer.status, "endpoint_url" in answer.cause) == (302, True)
+    assert len(house.airtable_server.log) == 4
+
+
+async def test_what_stands_in_a_netrc_replaces_no_key(house: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = house.folder / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    airtable = Airtable(access(house.airtable_server), house.settings.registry())
+    answer = await airtable.identify()
+    airtable.close()
+    assert isinstance(answer, Identified)

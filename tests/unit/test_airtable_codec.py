@@ -262,6 +262,8 @@ bodies = st.binary(max_size=100) | json_values.map(lambda value: json.dumps(valu
 @example(status=422, body=b"[" * 100_000, retry_after=None)
 @example(status=429, body=b"9" * 5_000, retry_after="9" * 500)
 @example(status=422, body=rb'{"error": {"type": "T", "message": "\ud800"}}', retry_after=None)
+@example(status=422, body=b'{"errors": ""}', retry_after=None)
+@example(status=422, body=b'{"error": {"type": ""}}', retry_after=None)
 @example(status=503, body=b'{"errors": []}', retry_after="\u0663")
 @settings(max_examples=500, deadline=None)
 def test_any_status_and_body_decode_to_an_answer(status: int, body: bytes, retry_after: str | None) -> None:
