@@ -216,7 +216,7 @@ def _kept(text: str) -> str:
 def decode_failure(
     status: int, headers: Mapping[str, str], body: bytes, registry: Registry, redaction: Redaction
 ) -> Failure:
-    """What anything but a 2xx means (Airtable's documented errors; see the README of the sandbox for their shapes)."""
+    """What anything but a 2xx means (Airtable's documented errors, in each shape that they are known to come in)."""
     if status < HTTPStatus.BAD_REQUEST:
         return _elsewhere(status, redaction.text(headers.get("Location", "")))
     return _decode_error(status, headers, decode_error_body(body, status).without_secrets(redaction), registry)

@@ -68,7 +68,7 @@ class AirtableSettings(Section):
     endpoint_url: str = "https://api.airtable.com"
     base_id: Annotated[str, Field(pattern=r"^(app[A-Za-z0-9]+)?$")] = ""
     table: str = "Client Run Results"
-    requests_per_second: Annotated[int, Field(ge=1, le=5)] = 5
+    requests_per_second: Annotated[int, Field(ge=1, le=50)] = 5
     timeout_seconds: Seconds = 30.0
     linger_seconds: SecondsOrNone = 0.0
 
