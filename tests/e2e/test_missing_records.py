@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 
 from app.sandbox.airtable_errors import rate_limited
-from app.sandbox.faults import applied_then_dropped, server_error
+from app.sandbox.faults import applied_then_dropped, odd_body, server_error
 from app.sandbox.hand_clock import HandClock
 from tests.support.harness import Harness, harness, sample
 from tests.support.watching import let_time_pass, rows, until
@@ -73,6 +74,19 @@ async def test_a_run_that_is_in_airtable_is_adopted_and_its_held_updates_follow(
     assert await resolved(house) == "adopted"
     told = [entry["what"] for entry in run["timeline"]]  # type: ignore[index, union-attr, call-overload]
     assert told.index("update held") < told.index("run adopted") < told.index("missing_record resolved")
+
+
+@pytest.mark.parametrize("name", [RUN_ID.lower(), RUN_ID.upper(), f"{RUN_ID} ", f" {RUN_ID}", RUN_ID[:-1], None])
+async def test_only_the_very_run_id_adopts(house: Harness, name: Json) -> None:
+    """Client ids differ by case too: whatever Airtable takes for a match, another run's record is not ours."""
+    like_ours = {"id": "recAAAAAAAAAAAAAA", "fields": {**BY_HAND, "Run ID": name}}
+    house.airtable_server.faults.add(odd_body(json.dumps({"records": [like_ours]}).encode()), method="GET")
+    async with house.running():
+        assert (await add_posts(house, 3))["outcome"] == "held"
+        await until(lambda: rows(house.store_path, "SELECT looks FROM errors") == [(1,)])
+    assert rows(house.store_path, "SELECT count(*) FROM runs") == [(0,)]
+    assert rows(house.store_path, "SELECT kind, state FROM errors") == [("missing_record", "open")]
+    assert house.records() == {}
 
 
 async def test_a_kickoff_of_an_adopted_run_creates_nothing(house: Harness) -> None:
