@@ -263,13 +263,16 @@ async def test_the_last_report_is_in_the_stats(served: Harness) -> None:
 # What is not a finding
 
 
+IN_HALF_AN_HOUR = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+30 minutes')"
+
+
 async def test_a_run_that_is_on_its_way_is_no_finding(house: Harness) -> None:
     async with house.running():
         for client_id in ("Ana", "Guy", "Dean"):
             await house.kick_off(client_id)
         await house.synced()
     for statement in (  # claimed, due, and set aside, as a crash or a refusal leaves them
-        "UPDATE runs SET due_at = '2099-01-01T00:00:00.000Z', sync = 'pending' WHERE client_id = 'Ana'",
+        f"UPDATE runs SET due_at = {IN_HALF_AN_HOUR}, sync = 'pending' WHERE client_id = 'Ana'",
         "UPDATE runs SET sync = 'failed' WHERE client_id = 'Guy'",
     ):
         meddle(house.store_path, statement)

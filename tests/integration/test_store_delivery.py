@@ -47,6 +47,16 @@ async def test_nothing_is_claimed_before_it_is_due(desk: Desk) -> None:
     assert (await desk.claim(later(10))).runs[0].run_id == RUN
 
 
+async def test_a_run_that_a_hand_made_due_without_a_message_costs_no_call(desk: Desk) -> None:
+    await desk.kick_off("Idle")
+    await desk.deliver_all()
+    meddle(desk.path, "UPDATE runs SET due_at = '2020-01-01T00:00:00.000Z', sync = 'pending'")
+    assert await desk.store.claim(later(9)) is None
+    assert await desk.store.next_due() is None
+    run_id = await desk.kick_off("Busy")
+    assert [run.run_id for run in (await desk.claim(later(9))).runs] == [run_id]
+
+
 async def test_a_claim_takes_the_ten_that_are_due_longest(desk: Desk) -> None:
     run_ids = await kick_off_many(desk, 12)
     first = await desk.claim(later(99))

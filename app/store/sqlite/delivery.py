@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from app.clock import iso
 from app.errors import StoreError
 from app.fields import load_fold
-from app.model import CallOutcome, ErrorKind, MessageKind
+from app.model import RECORDS_PER_CALL, CallOutcome, ErrorKind, MessageKind
 from app.policy.delivery import Claim, ClaimedRun, SetAside, Waiting, fields_to_send
 from app.policy.missing import LONGEST_PAUSE
 from app.store.sqlite.consistency import resolve_repaired
@@ -40,6 +40,7 @@ WHERE (airtable_record_id IS NULL) = :creating AND share = :share AND due_at <= 
     AND due_at IS NOT NULL AND call_id IS NULL
 ORDER BY due_at LIMIT :share
 """
+HAS_PENDING = "SELECT 1 FROM outbox WHERE run_id = ? AND delivered_at IS NULL AND state = 'pending' LIMIT 1"
 INSERT_CALL = "INSERT INTO airtable_calls (method, records, messages, started_at) VALUES (?, 0, 0, ?)"
 COUNT_IN_CALL = "UPDATE airtable_calls SET records = ?, messages = ? WHERE id = ?"
 CLAIM_RUN = "UPDATE runs SET call_id = ? WHERE run_id = ?"
@@ -70,12 +71,23 @@ def claim(connection: sqlite3.Connection, at: datetime) -> Claim | None:
         return None
     creating = bool(lane["creating"])
     due = {"creating": lane["creating"], "share": lane["share"], "at": iso(at)}
-    rows = connection.execute(SELECT_DUE, due).fetchall()
+    rows = [row for row in connection.execute(SELECT_DUE, due).fetchall() if _something_waits(connection, row, at)]
+    if not rows:
+        return claim(connection, at)
     call = connection.execute(INSERT_CALL, (MessageKind.CREATE if creating else MessageKind.UPDATE, iso(at)))
     call_id = int(call.lastrowid or 0)
     runs = tuple(_claim_run(connection, row, call_id) for row in rows)
     connection.execute(COUNT_IN_CALL, (len(runs), sum(len(run.messages) for run in runs), call_id))
     return Claim(call_id, creating, runs)
+
+
+def _something_waits(connection: sqlite3.Connection, row: sqlite3.Row, at: datetime) -> bool:
+    """Whether the run has a message to send; one that a hand made due without any goes to rest."""
+    if connection.execute(HAS_PENDING, (row["run_id"],)).fetchone() is not None:
+        return True
+    rest = {"failures": 0, "share": RECORDS_PER_CALL, "due_at": iso(at), "run_id": row["run_id"]}
+    connection.execute(REST_RUN, rest)
+    return False
 
 
 def _claim_run(connection: sqlite3.Connection, row: sqlite3.Row, call_id: int) -> ClaimedRun:
