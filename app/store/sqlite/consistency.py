@@ -113,7 +113,7 @@ def _times(scope: CheckScope) -> dict[str, str]:
 
 MESSAGES: Final = {
     "drifted": "Fields of its record were changed in Airtable: 'check --repair drift' delivers ours again",
-    "deleted": "Its record in Airtable is gone: it is not recreated unless a person decides so",
+    "deleted": "Its record in Airtable is gone, and nothing recreates it: restore it from Airtable's trash",
     "twice": "Airtable holds several records with this Run ID: keep ours, and delete or rename the others",
     "unknown": "Airtable holds a record that no kickoff of this service created",
 }
