@@ -70,8 +70,7 @@ class StoreOperator:
         self._secrets = secrets
 
     async def retry(self, message_id: int) -> MessageView:
-        await self._store.retry(message_id, datetime.now(UTC))
-        return _found(await self._store.message(message_id))
+        return _found(await self._store.retry(message_id, datetime.now(UTC)))
 
     async def retry_all(self, *, kind: ErrorKind | None, run_id: str | None, since: datetime | None) -> int:
         return await self._store.retry_all(kind=kind, run_id=run_id, since=since, at=datetime.now(UTC))

@@ -252,8 +252,8 @@ class Consistency(Protocol):
 class Replay(Protocol):
     """What a person decides."""
 
-    async def retry(self, message_id: int, at: datetime) -> None:
-        """Raises `NotFound`, or `Conflict` if the message is not dead."""
+    async def retry(self, message_id: int, at: datetime) -> MessageView | None:
+        """The message, pending again. Raises `NotFound`, or `Conflict` if it is not dead."""
         ...
 
     async def retry_all(self, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime) -> int: ...

@@ -201,9 +201,9 @@ class Calls:
         self._internal.check(request)
         message_id = _id(request)
         await _body(request, Request, optional=True)
-        await self._replay.retry(message_id, self._clock.now())
+        message = _found(await self._replay.retry(message_id, self._clock.now()))
         self._on_work()
-        return _answer(_MESSAGE.dump_json(_found(await self._reading.message(message_id))))
+        return _answer(_MESSAGE.dump_json(message))
 
     async def retry_messages(self, request: web.Request) -> web.Response:
         self._internal.check(request)

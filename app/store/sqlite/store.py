@@ -257,8 +257,12 @@ class SqliteStore(SqliteReading):
 
     # Replay
 
-    async def retry(self, message_id: int, at: datetime) -> None:
-        await self._writer.run(lambda connection: replay.retry(connection, message_id, at))
+    async def retry(self, message_id: int, at: datetime) -> MessageView | None:
+        def revive(connection: sqlite3.Connection) -> MessageView | None:
+            replay.retry(connection, message_id, at)
+            return reading.message(connection, message_id)  # before the sync loop can take it
+
+        return await self._writer.run(revive)
 
     async def retry_all(self, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime) -> int:
         return await self._writer.run(
