@@ -122,11 +122,11 @@ async def test_a_look_asks_for_many_ids_at_once_and_pauses_longer_each_time(
         done = "SELECT count(*) FROM errors WHERE look_due_at IS NOT NULL AND looks = ?"
         path, times = slow_house.store_path, []
         for count in (1, 2, 3):
-            await let_time_pass(clock, lambda n=count: rows(path, done, n) == [(30,)], step=0.5, most=200.0)  # type: ignore[misc]
+            await let_time_pass(clock, lambda n=count: rows(path, done, n) == [(30,)], step=0.1, most=200.0)  # type: ignore[misc]
             times.append(clock.monotonic())
         assert looks(slow_house) == 3
-        assert 60 <= times[1] - times[0] < 70
-        assert 120 <= times[2] - times[1] < 140
+        assert 60 <= times[1] - times[0] < 90
+        assert 120 <= times[2] - times[1] < 180
     assert slow_house.records() == {}
 
 
