@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check lint types layers lock clean
+.PHONY: help install demo run test soak check lint types layers lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -26,8 +26,11 @@ demo: install ## run the main job end to end against the sandbox, print what lan
 run: install ## serve against the sandbox until you stop it
 	$(BIN)/python -m app serve --sandbox
 
-test: install ## run every test
+test: install ## run every test but the long ones
 	$(PYTEST)
+
+soak: install ## run the long tests: what the figures of docs/reliability.md come from
+	$(PYTEST) -m soak --timeout 7200 $(TESTS)
 
 check: install lint types layers test ## lint, types, layering and tests
 
