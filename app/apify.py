@@ -23,7 +23,8 @@ DISPATCH_HEADER: Final = "X-Apify-Webhook-Dispatch-Id"
 RUN_PARAMETER: Final = "run"
 BATCH_PARAMETER: Final = "batch"
 
-_Id = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\w-]+$")]
+_Id = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_-]+$")]
+_Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 _Word = Annotated[str, Field(min_length=1, max_length=100)]
 
 
@@ -38,8 +39,8 @@ class _Resource(_Lenient):
     act_id: Annotated[_Id | None, Field(alias="actId")] = None
     status: _Word | None = None
     status_message: Annotated[str | None, Field(alias="statusMessage")] = None
-    started_at: Annotated[str | None, Field(alias="startedAt")] = None
-    finished_at: Annotated[str | None, Field(alias="finishedAt")] = None
+    started_at: Annotated[_Time | None, Field(alias="startedAt")] = None
+    finished_at: Annotated[_Time | None, Field(alias="finishedAt")] = None
     dataset_id: Annotated[_Id | None, Field(alias="defaultDatasetId")] = None
 
 
@@ -48,21 +49,21 @@ class _EventData(_Lenient):
     actor_run_id: Annotated[_Id | None, Field(alias="actorRunId")] = None
 
 
-class _Event(_Lenient):
+class AnyWebhook(_Lenient):
     event_type: Annotated[_Word, Field(alias="eventType")]
 
 
-class _Payload(_Event):
+class RunWebhook(AnyWebhook):
     """The default payload, and what a payload template of ours or the caller's may add to it."""
 
-    created_at: Annotated[str | None, Field(alias="createdAt")] = None
+    created_at: Annotated[_Time | None, Field(alias="createdAt")] = None
     event_data: Annotated[_EventData | None, Field(alias="eventData")] = None
     resource: _Resource | None = None
     job_run_id: Annotated[str | None, Field(alias="jobRunId")] = None
     client_id: Annotated[str | None, Field(alias="clientId")] = None
 
 
-_PayloadT = TypeVar("_PayloadT", bound=_Event)
+_WebhookT = TypeVar("_WebhookT", bound=AnyWebhook)
 
 
 def decode_webhook(
@@ -73,14 +74,14 @@ def decode_webhook(
     Raises:
         Malformed: it is not what Apify sends, by default or by a template; the text says why.
     """
-    event_type = _parse(_Event, body).event_type
+    event_type = _parse(AnyWebhook, body).event_type
     text = body.decode("utf-8", errors="replace")
     dispatch_id = headers.get(DISPATCH_HEADER) or None
     if dispatch_id is not None and not (dispatch_id.isascii() and len(dispatch_id) <= MAX_RUN_ID):
         raise Malformed(f"{DISPATCH_HEADER} takes at most {MAX_RUN_ID} ASCII characters")
     if not event_type.startswith(RUN_EVENTS):
         return WebhookEvent(event=event_type, body=text, dispatch_id=dispatch_id)
-    payload = _parse(_Payload, body)
+    payload = _parse(RunWebhook, body)
     run = _actor_run(payload)
     report = Report(run, _time(payload.created_at, "createdAt") or iso(received_at), event_type)
     return WebhookEvent(
@@ -94,7 +95,7 @@ def decode_webhook(
     )
 
 
-def _parse(model: type[_PayloadT], body: bytes) -> _PayloadT:
+def _parse(model: type[_WebhookT], body: bytes) -> _WebhookT:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -103,7 +104,7 @@ def _parse(model: type[_PayloadT], body: bytes) -> _PayloadT:
         raise Malformed(f"not an Apify webhook: {where + ': ' if where else ''}{first['msg']}") from None
 
 
-def _actor_run(payload: _Payload) -> ActorRun:
+def _actor_run(payload: RunWebhook) -> ActorRun:
     resource = payload.resource or _Resource()
     data = payload.event_data or _EventData()
     run_id = resource.id or data.actor_run_id
@@ -129,7 +130,7 @@ def _event_key(event_type: str, report: Report) -> str:
     return f"{report.run.id} {event_type} {which or ''}".rstrip()
 
 
-def _named_run(payload: _Payload, query: Mapping[str, str]) -> str | None:
+def _named_run(payload: RunWebhook, query: Mapping[str, str]) -> str | None:
     """The run that the URL names, or the template's `jobRunId` and `clientId`; some templates give the whole run id."""
     named = query.get(RUN_PARAMETER)
     if not named and payload.job_run_id:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 TYPE_PREFIX = "urn:runrecords:problem:"
 #: Flaws of one request that are told; the others are counted, so that no request makes us write a book.
@@ -34,6 +34,8 @@ class Problem(Exception):
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
+    #: Headers that its answer carries besides.
+    headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, detail: str, *, flaws: Iterable[Flaw] = ()) -> None:
         super().__init__(detail)
@@ -51,6 +53,7 @@ class Malformed(Problem):
 
 class Unauthorized(Problem):
     status, slug, title = 401, "unauthorized", "A valid bearer token is needed"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class Forbidden(Problem):

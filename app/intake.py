@@ -16,6 +16,8 @@ from app.errors import Flaw, Invalid, Malformed
 from app.fields import CLIENT_NAME, Change, dump
 from app.logs import get_logger
 from app.model import (
+    ID_PATTERN,
+    MAX_ID,
     MAX_RUN_ID,
     BatchOrder,
     Created,
@@ -50,20 +52,24 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+#: Described here, checked by `flaw_of_id`, which says more.
+_Id = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID, "pattern": ID_PATTERN})]
+
+
 class BatchRequest(Request):
     """One actor run: its input, how many profiles are in it, and the actor where it is not the configured one."""
 
     input: JsonValue
     profiles: Annotated[int, Field(ge=0, le=MOST_PROFILES)] | None = None
-    actor_id: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.~-]+$")] | None = None
+    actor_id: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.~-]+$")] | None = None
 
 
 class KickoffRequest(Request):
     """A run to create. Without a `job_id` each call is a new job, named by the second (`YYMMDD-HHMMSS`, UTC)."""
 
-    client_id: str
+    client_id: _Id
     client_name: str | None = None
-    job_id: str | None = None
+    job_id: _Id | None = None
     fields: dict[str, JsonValue] = {}
     batches: Annotated[list[BatchRequest], Field(max_length=MOST_BATCHES)] = []
 

@@ -113,6 +113,13 @@ class RunStatus(StrEnum):
 MAX_ID: Final = 100
 MAX_RUN_ID: Final = 2 * MAX_ID + 1
 _ID = re.compile(r"\w(?:[\w.'@+-]*\w)?")
+#: The same as far as every JSON Schema tool's regular expressions can say it: beyond ASCII, letters and other
+#: characters are not told apart.
+ID_PATTERN: Final = (
+    r"^[^\u0000-/:-@\[-\^\u0060{-\u00a9\u2000-\u206f]"
+    r"([^\u0000-&(-*,/:-?\[-\^\u0060{-\u00a9\u2000-\u206f]*"
+    r"[^\u0000-/:-@\[-\^\u0060{-\u00a9\u2000-\u206f])?$"
+)
 JOB_ID_FORMAT: Final = "%y%m%d-%H%M%S"
 
 

@@ -340,6 +340,7 @@ async def _serving(
         calls,
         health,
         metrics,
+        settings.registry(),
         new_id=sources.new_id,
         max_body_bytes=settings.server.max_body_bytes,
         body_seconds=sources.body_seconds,

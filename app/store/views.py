@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence  # noqa: TC003  # answers are written from these types at run time
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
-from pydantic import JsonValue  # noqa: TC002
+from pydantic import Field, JsonValue
+
+from app.model import BatchState, ErrorKind, ErrorState, MessageKind, MessageState, Resolution, Source, SyncState
+
+if TYPE_CHECKING:
+    from enum import StrEnum
+
+    from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
+
+
+def _one_of(words: type[StrEnum]) -> FieldInfo:
+    """Words as the store keeps them, described as the few that they are."""
+    info: FieldInfo = Field(json_schema_extra={"enum": [word.value for word in words]})
+    return info
+
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+SyncWord = Annotated[str, _one_of(SyncState)]
+BatchWord = Annotated[str, _one_of(BatchState)]
+KindOfError = Annotated[str, _one_of(ErrorKind)]
+StateOfError = Annotated[str, _one_of(ErrorState)]
+ResolutionWord = Annotated[str, _one_of(Resolution)]
+KindOfMessage = Annotated[str, _one_of(MessageKind)]
+StateOfMessage = Annotated[str, _one_of(MessageState)]
+SourceWord = Annotated[str, _one_of(Source)]
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
@@ -64,16 +88,16 @@ class RunSummary:
     client_id: str
     client_name: str | None
     status: str | None
-    sync: str
+    sync: SyncWord
     airtable_record_id: str | None
-    created_at: str
-    changed_at: str
+    created_at: Time
+    changed_at: Time
 
 
 @dataclass(frozen=True, slots=True)
 class BatchView:
     number: int
-    state: str
+    state: BatchWord
     outcome: str | None
     cause: str | None
     actor_id: str | None
@@ -86,9 +110,9 @@ class BatchView:
     duration_seconds: float | None
     status_message: str | None
     attempts: int
-    started_at: str | None
-    finished_at: str | None
-    measured_at: str | None
+    started_at: Time | None
+    finished_at: Time | None
+    measured_at: Time | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +120,8 @@ class ErrorView:
     """`count` says how often it happened while open, `updates_held` how many updates wait for its run."""
 
     id: int
-    kind: str
-    state: str
+    kind: KindOfError
+    state: StateOfError
     run_id: str | None
     client_id: str | None
     message: str
@@ -105,16 +129,16 @@ class ErrorView:
     similar_runs: Sequence[str]
     count: int
     updates_held: int
-    first_at: str
-    last_at: str
-    resolved_at: str | None
-    resolution: str | None
+    first_at: Time
+    last_at: Time
+    resolved_at: Time | None
+    resolution: ResolutionWord | None
     note: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class TimelineEntry:
-    at: str
+    at: Time
     what: str
     detail: str | None
 
@@ -128,11 +152,11 @@ class RunView:
     client_id: str
     client_name: str | None
     status: str | None
-    sync: str
+    sync: SyncWord
     airtable_record_id: str | None
     origin: str
-    created_at: str
-    changed_at: str
+    created_at: Time
+    changed_at: Time
     fields: Mapping[str, JsonValue]
     batches: Sequence[BatchView]
     errors: Sequence[ErrorView]
@@ -145,16 +169,16 @@ class MessageView:
 
     id: int
     run_id: str
-    kind: str
-    state: str
-    source: str
+    kind: KindOfMessage
+    state: StateOfMessage
+    source: SourceWord
     fields: Sequence[str]
     change: Mapping[str, JsonValue]
     attempts: int
     waits_for: str | None
-    accepted_at: str
-    delivered_at: str | None
-    dead_at: str | None
+    accepted_at: Time
+    delivered_at: Time | None
+    dead_at: Time | None
     call_id: int | None
     error_id: int | None
 
@@ -185,9 +209,9 @@ class CheckSummary:
     `found` counts findings by kind of error; `opened` and `resolved` count errors, `repaired` the messages queued.
     """
 
-    started_at: str
-    finished_at: str
-    since: str
+    started_at: Time
+    finished_at: Time
+    since: Time
     trouble: str | None
     pages: int
     records: int
@@ -201,11 +225,11 @@ class CheckSummary:
 @dataclass(frozen=True, slots=True)
 class CheckFinding:
     error_id: int
-    kind: str
+    kind: KindOfError
     run_id: str | None
     record_id: str
     cause: str
-    first_at: str
+    first_at: Time
     is_new: bool
 
 
@@ -232,7 +256,7 @@ class Stats:
     pending: int
     dead: int
     held: int
-    oldest_pending_at: str | None
+    oldest_pending_at: Time | None
     oldest_pending_seconds: float | None
     creation_success_rate: float | None
     creations: Sequence[CreationStats]

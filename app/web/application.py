@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from app.web.contract import OPERATIONS
+from app.web.docs import Docs
 from app.web.guard import BODY_SECONDS, request_ids
+from app.web.openapi import make_document
 from app.web.problems import problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from app.fields import Registry
     from app.web.handlers import Calls
     from app.web.health import Health
     from app.web.metrics import Metrics
@@ -21,6 +25,7 @@ def make_application(
     calls: Calls,
     health: Health,
     metrics: Metrics,
+    registry: Registry,
     *,
     new_id: Callable[[], str],
     max_body_bytes: int,
@@ -28,5 +33,6 @@ def make_application(
 ) -> web.Application:
     application = web.Application(client_max_size=max_body_bytes, middlewares=[request_ids(new_id), problems])
     application[BODY_SECONDS] = body_seconds
-    application.add_routes([*calls.routes(), *health.routes(), *metrics.routes()])
+    docs = Docs(make_document(OPERATIONS, registry))
+    application.add_routes([*calls.routes(), *health.routes(), *metrics.routes(), *docs.routes()])
     return application

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from aiohttp import web
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from app.apify import decode_webhook
 from app.clock import parse_iso
 from app.errors import MOST_FLAWS, Flaw, Invalid, NotFound, did_you_mean
-from app.intake import KickoffRequest, Request, UpdateRequest
+from app.intake import KickoffRequest, UpdateRequest
 from app.model import (
     Duplicate,
     ErrorKind,
@@ -26,51 +25,40 @@ from app.store.views import (
     MAX_LIMIT,
     CheckReport,
     ErrorFilter,
-    ErrorView,
     MessageFilter,
-    MessageView,
     RunFilter,
-    RunSummary,
     RunView,
     Slice,
-    Stats,
 )
+from app.web import contract, shapes
 from app.web.guard import Bearer, check_json, read_body
 from app.web.problems import flaws_of
+from app.web.shapes import (
+    CheckRequest,
+    ErrorPage,
+    MessagePage,
+    NothingRequest,
+    ResolveRequest,
+    Retried,
+    RetryRequest,
+    RunCreated,
+    RunPage,
+    UpdateTaken,
+    WebhookAnswer,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from datetime import datetime
+
+    from aiohttp import web
 
     from app.clock import Clock
     from app.intake import Intake
-    from app.model import Json, OpenError
+    from app.model import UpdateOutcome
     from app.store.protocol import Reading, Replay
 
-IDEMPOTENCY_HEADER = "Idempotency-Key"
-
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-class ResolveRequest(Request):
-    """How an error was dealt with; `discard` throws away what it holds."""
-
-    note: Annotated[str, Field(max_length=2_000)] | None = None
-    discard: bool = False
-
-
-class RetryRequest(Request):
-    """Which dead messages to send again: of this kind of error, of this run, set aside since this time."""
-
-    kind: ErrorKind | None = None
-    run_id: str | None = None
-    since: str | None = None
-
-
-class CheckRequest(Request):
-    """A consistency check; `repair` delivers again what drifted."""
-
-    repair: Literal["drift"] | None = None
 
 
 class Check(Protocol):
@@ -105,18 +93,18 @@ class Calls:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/runs", self.create_run),
-            web.get("/runs", self.list_runs),
-            web.get("/runs/{run_id}", self.show_run),
-            web.patch("/runs/{run_id}", self.update_run),
-            web.get("/errors", self.list_errors),
-            web.post("/errors/{id}/resolve", self.resolve_error),
-            web.get("/outbox", self.list_messages),
-            web.post("/outbox/retry", self.retry_messages),
-            web.post("/outbox/{id}/retry", self.retry_message),
-            web.post("/check", self.check),
-            web.get("/stats", self.stats),
-            web.post("/webhooks/apify", self.take_webhook),
+            contract.CREATE_RUN.served_by(self.create_run),
+            contract.LIST_RUNS.served_by(self.list_runs),
+            contract.SHOW_RUN.served_by(self.show_run),
+            contract.UPDATE_RUN.served_by(self.update_run),
+            contract.LIST_ERRORS.served_by(self.list_errors),
+            contract.RESOLVE_ERROR.served_by(self.resolve_error),
+            contract.LIST_MESSAGES.served_by(self.list_messages),
+            contract.RETRY_MESSAGES.served_by(self.retry_messages),
+            contract.RETRY_MESSAGE.served_by(self.retry_message),
+            contract.CHECK.served_by(self.check),
+            contract.STATS.served_by(self.stats),
+            contract.TAKE_WEBHOOK.served_by(self.take_webhook),
         ]
 
     # Runs
@@ -124,23 +112,17 @@ class Calls:
     async def create_run(self, request: web.Request) -> web.Response:
         self._internal.check(request)
         asked = await _body(request, KickoffRequest)
-        created = await self._intake.create_run(asked, request.headers.get(IDEMPOTENCY_HEADER))
+        created = await self._intake.create_run(asked, request.headers.get(contract.IDEMPOTENCY_HEADER))
         run = await self._existing_run(created.run_id)
-        body = b'{"created":' + (b"true," if created.created else b"false,") + _RUN.dump_json(run)[1:]
-        return _answer(body, status=201 if created.created else 200)
+        answer = RunCreated.of(run, created=created.created)
+        return shapes.RUN_CREATED.answer(answer, status=201 if created.created else 200)
 
     async def update_run(self, request: web.Request) -> web.Response:
         self._internal.check(request)
         asked = await _body(request, UpdateRequest)
         run_id = request.match_info["run_id"]
-        outcome = await self._intake.update_run(run_id, asked, request.headers.get(IDEMPOTENCY_HEADER))
-        match outcome:
-            case Queued():
-                return _json({"outcome": "queued", "run_id": run_id, "message_id": outcome.message_id}, status=202)
-            case Duplicate():
-                return _json({"outcome": "duplicate", "run_id": run_id}, status=202)
-            case Held():
-                return _json({"outcome": "held", "run_id": run_id, "error": _error(outcome.error)}, status=202)
+        outcome = await self._intake.update_run(run_id, asked, request.headers.get(contract.IDEMPOTENCY_HEADER))
+        return shapes.UPDATE_TAKEN.answer(_taken(run_id, outcome), status=202)
 
     async def list_runs(self, request: web.Request) -> web.Response:
         self._internal.check(request)
@@ -152,12 +134,12 @@ class Calls:
             sync=asked.word("sync", SyncState),
         )
         page = await self._reading.runs(chosen, asked.slice())
-        return _page("runs", _RUNS.dump_json(list(page.rows)), page.next_cursor)
+        return shapes.RUN_PAGE.answer(RunPage(page.rows, page.next_cursor))
 
     async def show_run(self, request: web.Request) -> web.Response:
         self._internal.check(request)
         _Query(request, paged=False)
-        return _answer(_RUN.dump_json(await self._existing_run(request.match_info["run_id"])))
+        return shapes.RUN.answer(await self._existing_run(request.match_info["run_id"]))
 
     async def _existing_run(self, run_id: str) -> RunView:
         run = await self._reading.run(run_id)
@@ -177,14 +159,14 @@ class Calls:
             client_id=asked.text("client_id"),
         )
         page = await self._reading.errors(chosen, asked.slice())
-        return _page("errors", _ERRORS.dump_json(list(page.rows)), page.next_cursor)
+        return shapes.ERROR_PAGE.answer(ErrorPage(page.rows, page.next_cursor))
 
     async def resolve_error(self, request: web.Request) -> web.Response:
         self._internal.check(request)
         error_id = _id(request)
         asked = await _body(request, ResolveRequest, optional=True)
         await self._replay.resolve_error(error_id, note=asked.note, discard=asked.discard, at=self._clock.now())
-        return _answer(_ERROR.dump_json(_found(await self._reading.error(error_id))))
+        return shapes.ERROR.answer(_found(await self._reading.error(error_id)))
 
     # Outbox
 
@@ -195,15 +177,15 @@ class Calls:
             state=asked.word("state", MessageState), run_id=asked.text("run_id"), kind=asked.word("kind", MessageKind)
         )
         page = await self._reading.messages(chosen, asked.slice())
-        return _page("messages", _MESSAGES.dump_json(list(page.rows)), page.next_cursor)
+        return shapes.MESSAGE_PAGE.answer(MessagePage(page.rows, page.next_cursor))
 
     async def retry_message(self, request: web.Request) -> web.Response:
         self._internal.check(request)
         message_id = _id(request)
-        await _body(request, Request, optional=True)
+        await _body(request, NothingRequest, optional=True)
         message = _found(await self._replay.retry(message_id, self._clock.now()))
         self._on_work()
-        return _answer(_MESSAGE.dump_json(message))
+        return shapes.MESSAGE.answer(message)
 
     async def retry_messages(self, request: web.Request) -> web.Response:
         self._internal.check(request)
@@ -212,29 +194,27 @@ class Calls:
             kind=asked.kind, run_id=asked.run_id, since=_since(asked.since), at=self._clock.now()
         )
         self._on_work()
-        return _json({"retried": retried})
+        return shapes.RETRIED.answer(Retried(retried))
 
     # The rest
 
     async def check(self, request: web.Request) -> web.Response:
         self._internal.check(request)
         asked = await _body(request, CheckRequest, optional=True)
-        return _answer(_CHECK.dump_json(await self._check(repair=asked.repair is not None)))
+        return shapes.CHECK.answer(await self._check(repair=asked.repair is not None))
 
     async def stats(self, request: web.Request) -> web.Response:
         self._internal.check(request)
         _Query(request, paged=False)
-        return _answer(_STATS.dump_json(await self._reading.stats(self._clock.now())))
+        return shapes.STATS.answer(await self._reading.stats(self._clock.now()))
 
     async def take_webhook(self, request: web.Request) -> web.Response:
         self._webhook.check(request)
         body = await read_body(request)
         event = decode_webhook(body, request.headers, request.query, received_at=self._clock.now())
         taken = await self._intake.take_webhook(event)
-        answer: dict[str, Json] = {"outcome": taken.outcome.value, "run_id": taken.run_id, "detail": taken.detail}
-        if taken.error is not None:
-            answer["error"] = _error(taken.error)
-        return _json(answer)
+        answer = WebhookAnswer(taken.outcome, taken.run_id, taken.detail, taken.error)
+        return shapes.WEBHOOK_ANSWER.answer(answer)
 
 
 # Requests -------------------------------------------------------------------------------------------------------
@@ -316,17 +296,6 @@ class _Query:
         return int(value)
 
 
-# Answers --------------------------------------------------------------------------------------------------------
-
-_RUN = TypeAdapter(RunView)
-_RUNS = TypeAdapter(list[RunSummary])
-_ERROR = TypeAdapter(ErrorView)
-_ERRORS = TypeAdapter(list[ErrorView])
-_MESSAGE = TypeAdapter(MessageView)
-_MESSAGES = TypeAdapter(list[MessageView])
-_STATS = TypeAdapter(Stats)
-_CHECK = TypeAdapter(CheckReport)
-
 FoundT = TypeVar("FoundT")
 
 
@@ -335,24 +304,11 @@ def _found(row: FoundT | None) -> FoundT:
     return row
 
 
-def _answer(body: bytes, *, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=body, content_type="application/json")
-
-
-def _json(value: Mapping[str, Json], *, status: int = 200) -> web.Response:
-    return web.json_response(value, status=status)
-
-
-def _page(name: str, rows: bytes, next_cursor: str | None) -> web.Response:
-    cursor = b"null" if next_cursor is None else b'"' + next_cursor.encode() + b'"'
-    return _answer(b'{"' + name.encode() + b'":' + rows + b',"next_cursor":' + cursor + b"}")
-
-
-def _error(error: OpenError) -> dict[str, Json]:
-    return {
-        "id": error.id,
-        "kind": error.kind.value,
-        "message": error.message,
-        "similar_runs": list(error.similar_runs),
-        "count": error.count,
-    }
+def _taken(run_id: str, outcome: UpdateOutcome) -> UpdateTaken:
+    match outcome:
+        case Queued():
+            return UpdateTaken("queued", run_id, message_id=outcome.message_id)
+        case Duplicate():
+            return UpdateTaken("duplicate", run_id)
+        case Held():
+            return UpdateTaken("held", run_id, error=outcome.error)

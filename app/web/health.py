@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from app import __version__
 from app.errors import Problem
+from app.web import contract, shapes
+from app.web.shapes import Alive, Readiness
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from aiohttp import web
 
     from app.policy.schema import SchemaFlaw
 
@@ -30,22 +32,18 @@ class Health:
     is_stopping: Callable[[], bool]
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/healthz", self.alive), web.get("/readyz", self.ready)]
+        return [contract.HEALTHZ.served_by(self.alive), contract.READYZ.served_by(self.ready)]
 
     async def alive(self, _request: web.Request) -> web.Response:
-        return web.json_response({"status": "alive", "version": __version__})
+        return shapes.ALIVE.answer(Alive("alive", __version__))
 
     async def ready(self, _request: web.Request) -> web.Response:
         accepting = [reason for reason in (await self._store_trouble(), self._stopping()) if reason]
         syncing = [trouble] if (trouble := self.sync_trouble()) else []
         syncing += [flaw.detail for flaw in self.schema_flaws()]
-        body = {
-            "status": "not ready" if accepting or syncing else "ready",
-            "accepting": not accepting,
-            "syncing": not syncing,
-            "reasons": accepting + syncing,
-        }
-        return web.json_response(body, status=503 if accepting or syncing else 200)
+        wrong = accepting + syncing
+        ready = Readiness("not ready" if wrong else "ready", not accepting, not syncing, wrong)
+        return shapes.READINESS.answer(ready, status=503 if wrong else 200)
 
     async def _store_trouble(self) -> str | None:
         try:

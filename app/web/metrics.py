@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from app import __version__
 from app.clock import parse_iso
 from app.model import BatchState, CallOutcome, ErrorKind
+from app.web import contract
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -62,7 +63,7 @@ class Metrics:
         self._process = ProcessCollector(registry=None)
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/metrics", self.scrape)]
+        return [contract.METRICS.served_by(self.scrape)]
 
     async def scrape(self, request: web.Request) -> web.Response:
         self._internal.check(request)

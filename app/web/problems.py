@@ -45,12 +45,11 @@ def problem_answer(problem: Problem, request_id: str) -> web.Response:
     }
     if problem.flaws:
         body["errors"] = [{"pointer": flaw.pointer, "detail": flaw.detail} for flaw in problem.flaws]
-    headers = {"WWW-Authenticate": "Bearer"} if problem.status == web.HTTPUnauthorized.status_code else None
     return web.Response(
         status=problem.status,
         body=json.dumps(body, ensure_ascii=False).encode("utf-8", errors="backslashreplace"),
         content_type=CONTENT_TYPE,
-        headers=headers,
+        headers=problem.headers,
     )
 
 
@@ -76,7 +75,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 def _from_aiohttp(error: web.HTTPException) -> Problem:
     if isinstance(error, web.HTTPNotFound):
-        return NotFound("there is nothing at this address: see the README for the calls")
+        return NotFound("there is nothing at this address: GET /docs shows the calls")
     if isinstance(error, web.HTTPMethodNotAllowed):
         return MethodNotAllowed(f"this address takes {', '.join(sorted(error.allowed_methods))}")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
