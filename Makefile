@@ -2,11 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+BENCH := .venv-bench/bin
+BENCH_INSTALLED := .venv-bench/.installed
 # Tests of one file stay on one worker, so that the fixtures of a module are made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test soak check lint types layers lock clean
+.PHONY: help install demo run test soak check lint types layers bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -44,10 +46,19 @@ types: install
 layers: install
 	$(BIN)/lint-imports
 
+bench: $(BENCH_INSTALLED) ## measure, and write docs/performance.md (ARGS='--only ingest --quick' for a short look)
+	$(BENCH)/python -m tests.bench $(ARGS)
+
+# What the benchmarks compare with stays out of .venv.
+$(BENCH_INSTALLED): requirements-bench.lock
+	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
+	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@touch $(BENCH_INSTALLED)
+
 lock: install ## pin the dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 -o requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --group dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --group dev --group bench -c requirements-dev.lock -o requirements-bench.lock pyproject.toml
 
 clean: ## remove what the targets made (not your data)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
