@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+#: Signals that come this close together are one request to stop: a terminal sends Ctrl-C to us and to whoever started
+#: us and passes it on, and some orchestrators send theirs twice.
+SAME_REQUEST_SECONDS: Final = 0.5
 
 
 async def serve(settings: Settings, secrets: Secrets) -> int:
@@ -61,16 +64,20 @@ async def _until_the_end(service: Service, stop: asyncio.Event) -> int:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that the first signal sets. The second ends the process at once: the outbox is made for that."""
+    """An event that the first signal sets. A later one ends the process at once: the outbox is made for that."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    asked_at = 0.0
 
     def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
+        nonlocal asked_at
+        if not stop.is_set():
+            asked_at = loop.time()
+            log.info("process.stopping", signal=number.name)
+            stop.set()
+        elif loop.time() - asked_at > SAME_REQUEST_SECONDS:
             log.warning("process.ended_at_once", signal=number.name)
             os._exit(128 + number)
-        log.info("process.stopping", signal=number.name)
-        stop.set()
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)

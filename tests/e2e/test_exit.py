@@ -1,4 +1,4 @@
-"""Stops with requests to Apify and Airtable in flight: each ends with 0, in time, and never by a signal.
+"""Stops under load, with requests to Apify and Airtable in flight: each ends with 0, in time, and loses nothing.
 
 apify-client's own transport ends some of such processes with SIGABRT or SIGSEGV, when the interpreter takes it down.
 """
@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import random
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
-import aiohttp
+import pytest
 
 from app.clock import SystemClock
 from app.sandbox.apify import TOKEN, ApifySandbox
@@ -23,15 +20,16 @@ from app.sandbox.apify_account import HARVESTER
 from app.sandbox.apify_runs import Plan
 from app.sandbox.apify_server import ApifyServer
 from app.sandbox.wire import Faults, WireServer, applied_then_hang, dropped, hung
+from tests.support.forks import Fork, Forks, forking
 from tests.support.harness import AIRTABLE_KEY, INTERNAL_TOKEN, WEBHOOK_SECRET, make_airtable
-from tests.support.process import environment, free_port
+from tests.support.load import Load, held, kept
+from tests.support.watching import rows, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
-STOPS = 50
-SLOTS = 3
+SLOTS = 2
 SHUTDOWN_SECONDS = 0.3
 #: For what is not waiting: a fork's own end, on a machine that is busy. Who waited for his requests would take 30 s.
 MARGIN_SECONDS = 10.0
@@ -53,31 +51,10 @@ def looks_are_dropped(faults: Faults) -> None:
 TROUBLES = (starts_hang, looks_hang, looks_are_dropped)
 
 
-@contextlib.asynccontextmanager
-async def forks() -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "ignore", "-m", "tests.support.stopping",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        await process.wait()
-
-
-async def answer(process: asyncio.subprocess.Process, word: str) -> int:
-    assert process.stdout is not None
-    said, number = (await process.stdout.readline()).split()
-    assert said.decode() == word
-    return int(number)
-
-
 async def stop_one(
-    process: asyncio.subprocess.Process, folder: Path, trouble: Callable[[Faults], None]
+    forks: Forks, folder: Path, trouble: Callable[[Faults], None], number: signal.Signals
 ) -> tuple[int, float]:
-    """Serve, get requests into flight on both sides, and stop; the exit code and the seconds that it took."""
+    """Serve, get requests into flight on both sides, and stop under load; the exit code and the seconds it took."""
     folder.mkdir()
     clock = SystemClock()
     airtable = make_airtable(clock)
@@ -89,63 +66,69 @@ async def stop_one(
     async with WireServer(airtable) as wire, ApifyServer(sandbox) as apify:
         wire.faults.add(hung(), times=None)
         trouble(apify.faults)
-        port = free_port()
-        own = environment(
+        service = await forks.serve(
             folder,
-            port,
-            AIRTABLE_API_KEY=AIRTABLE_KEY,
-            APIFY_TOKEN=TOKEN,
-            APIFY_WEBHOOK_SECRET=WEBHOOK_SECRET,
-            INTERNAL_API_TOKEN=INTERNAL_TOKEN,
-            RUNRECORDS_AIRTABLE__ENDPOINT_URL=wire.url,
-            RUNRECORDS_AIRTABLE__BASE_ID=airtable.schema.base_id,
-            RUNRECORDS_APIFY__API_URL=apify.url,
-            RUNRECORDS_APIFY__ACTOR_ID=HARVESTER.id,
-            RUNRECORDS_APIFY__POLL_INTERVAL_SECONDS="0.02",
-            RUNRECORDS_SYNC__SHUTDOWN_SECONDS=str(SHUTDOWN_SECONDS),
+            {
+                "AIRTABLE_API_KEY": AIRTABLE_KEY,
+                "APIFY_TOKEN": TOKEN,
+                "APIFY_WEBHOOK_SECRET": WEBHOOK_SECRET,
+                "INTERNAL_API_TOKEN": INTERNAL_TOKEN,
+                "RUNRECORDS_AIRTABLE__ENDPOINT_URL": wire.url,
+                "RUNRECORDS_AIRTABLE__BASE_ID": airtable.schema.base_id,
+                "RUNRECORDS_APIFY__API_URL": apify.url,
+                "RUNRECORDS_APIFY__ACTOR_ID": HARVESTER.id,
+                "RUNRECORDS_APIFY__POLL_INTERVAL_SECONDS": "0.02",
+                "RUNRECORDS_SYNC__SHUTDOWN_SECONDS": str(SHUTDOWN_SECONDS),
+            },
         )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(own).encode() + b"\n")
-        child = await answer(process, "pid")
-        await kick_off(f"http://127.0.0.1:{port}")
+        assert await service.listening()
+        load = Load(service.url, random.Random(7), batches=3)  # noqa: S311 - the same callers in every run
+        calling = asyncio.create_task(load.run(4))
         await wire.wait_for(lambda log: len(log) > 0)
         method = "POST" if trouble is starts_hang else "GET"
         await apify.wait_for(lambda log: any(one.method == method for one in log))
+        await until(lambda: len(load.ledger.told) > 20)
         begun = time.monotonic()
-        os.kill(child, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(20):
-                code = await answer(process, "code")
-        except TimeoutError:
-            os.kill(child, signal.SIGKILL)
-            raise
-        return code, time.monotonic() - begun
+        service.signal(number)
+        code = await service.ended(20)
+        seconds = time.monotonic() - begun
+        calling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await calling
+    judge(service, folder / "runs.db", load)
+    return code, seconds
 
 
-async def kick_off(url: str) -> None:
-    body = {"client_id": "Guy-Wilson", "batches": [{"input": {"profiles": ["ann"]}}] * 3}
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {INTERNAL_TOKEN}"}) as http:
-        async with asyncio.timeout(20):
-            while True:
-                with contextlib.suppress(aiohttp.ClientConnectorError):
-                    async with http.post(f"{url}/runs", json=body) as answered:
-                        assert answered.status == 201
-                        return
-                await asyncio.sleep(0.02)  # it does not listen yet
+def judge(service: Fork, store: Path, load: Load) -> None:
+    assert "Traceback" not in service.said()
+    assert '"service.stopped"' in service.said()
+    assert not store.with_name("runs.db-wal").exists()  # all of it is in the one file
+    assert rows(store, "PRAGMA integrity_check") == [("ok",)]
+    load.ledger.judge(kept(store), held(store))
 
 
-async def test_fifty_stops_with_requests_in_flight_end_with_0_in_time(tmp_path: Path) -> None:
-    numbers = iter(range(STOPS))
+async def stop_often(folder: Path, times: int) -> None:
+    numbers = iter(range(times))
     ends: list[tuple[int, float]] = []
 
     async def slot() -> None:
-        async with forks() as process:
+        async with forking() as forks:
             for number in numbers:
-                end = await stop_one(process, tmp_path / str(number), TROUBLES[number % len(TROUBLES)])
-                ends.append(end)
+                signals = (signal.SIGTERM, signal.SIGINT)
+                trouble = TROUBLES[number % len(TROUBLES)]
+                ends.append(await stop_one(forks, folder / str(number), trouble, signals[number % len(signals)]))
 
     async with asyncio.TaskGroup() as slots:
         for _ in range(SLOTS):
             slots.create_task(slot())
-    assert [code for code, _ in ends] == [0] * STOPS
+    assert [code for code, _ in ends] == [0] * times
     assert max(seconds for _, seconds in ends) < SHUTDOWN_SECONDS + MARGIN_SECONDS
+
+
+async def test_six_stops_with_requests_in_flight_end_with_0_in_time_and_lose_nothing(tmp_path: Path) -> None:
+    await stop_often(tmp_path, 6)
+
+
+@pytest.mark.soak
+async def test_two_hundred_stops_in_a_row(tmp_path: Path) -> None:
+    await stop_often(tmp_path, 200)

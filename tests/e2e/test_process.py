@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from app.process import SAME_REQUEST_SECONDS
 from tests.support.process import command, free_port, served
 from tests.support.watching import meddle, rows
 
@@ -137,7 +138,7 @@ async def test_a_store_of_the_sandbox_refuses_a_real_base(tmp_path: Path) -> Non
     assert "belongs to base" in ended.err
 
 
-async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+async def test_a_later_signal_ends_it_at_once(tmp_path: Path) -> None:
     """A request that never ends would keep the first one waiting."""
     async with served(tmp_path) as service:
         _, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
@@ -148,6 +149,9 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         await service.call("GET", "/healthz")
         service.process.send_signal(signal.SIGTERM)
         await service.said("process.stopping")
+        service.process.send_signal(signal.SIGTERM)  # within half a second: the same request
+        await asyncio.sleep(SAME_REQUEST_SECONDS + 0.1)
+        assert service.process.returncode is None
         assert await service.end(signal.SIGTERM) == 128 + signal.SIGTERM
         writer.close()
 

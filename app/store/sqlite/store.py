@@ -278,8 +278,8 @@ class SqliteStore(SqliteReading):
         await self._writer.run(lambda _connection: None)
 
     async def close(self) -> None:
-        await self._writer.close()
         await self._reader.close()
+        await self._writer.close()  # last, for only then SQLite folds the WAL into the file: a copy of it has all
 
 
 @contextlib.contextmanager

@@ -1,0 +1,108 @@
+"""Serves in a forked child for each line of standard input, and says how the child ended.
+
+The imports, which take two seconds, are done once; each child ends as an interpreter of its own does. A line is a
+`ServeOrder` as JSON; the answers are `pid N` and `code N` (negative: the signal that killed it). What is special about
+a child is done to its `sqlite3` here, and nothing of it stands in the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import signal
+import sqlite3
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from app import process
+from app.config import Secrets, load_settings
+from app.logs import configure_logs
+from tests.support.disk import record_writes
+
+Place = Literal["before", "after", "before its commit", "after its commit"]
+
+
+@dataclass(frozen=True)
+class Crash:
+    """Where a child kills itself: at the `count`th time that it runs `statement`, on whatever connection."""
+
+    statement: str
+    place: Place
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class ServeOrder:
+    """`log` is the file that gets the child's standard error; `writes` the one that gets all it does to its disk."""
+
+    environment: dict[str, str]
+    log: str
+    crash: Crash | None = None
+    writes: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ServeOrder:
+        parts = json.loads(text)
+        crash = Crash(**parts.pop("crash")) if parts["crash"] else None
+        return cls(**{**parts, "crash": crash})
+
+
+class Killing(sqlite3.Connection):
+    """A connection that kills its process as a `Crash` says."""
+
+    crash: Crash
+    left: int
+
+    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        if sql == self.crash.statement:
+            Killing.left -= 1
+            self._at("before")
+        committing = sql == "COMMIT"
+        if committing:
+            self._at("before its commit")
+        cursor = super().execute(sql, *values)  # type: ignore[arg-type]
+        if sql == self.crash.statement:
+            self._at("after")
+        if committing:
+            self._at("after its commit")
+        return cursor
+
+    def _at(self, place: Place) -> None:
+        if Killing.left <= 0 and place == self.crash.place:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def serve(order: ServeOrder) -> int:
+    os.environ.update(order.environment)
+    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, sys.stderr.fileno())
+    if order.crash is not None:
+        Killing.crash, Killing.left = order.crash, order.crash.count
+        sqlite3.connect = functools.partial(sqlite3.connect, factory=Killing)  # type: ignore[assignment]
+    recorder = record_writes(Path(order.writes)) if order.writes is not None else None  # lives as long as we do
+    secrets = Secrets.from_environment()
+    configure_logs(secrets.all())
+    code = asyncio.run(process.serve(load_settings(None), secrets))
+    del recorder
+    return code
+
+
+def main() -> None:
+    while line := sys.stdin.readline():
+        child = os.fork()
+        if child == 0:
+            sys.exit(serve(ServeOrder.from_json(line)))
+        print("pid", child, flush=True)  # noqa: T201
+        _, status = os.waitpid(child, 0)
+        print("code", os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
