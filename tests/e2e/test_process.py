@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from app.process import SAME_REQUEST_SECONDS
-from tests.support.process import command, free_port, served
+from tests.support.process import afresh, command, environment, free_port, run, served, serving
 from tests.support.watching import meddle, rows
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ async def test_a_link_to_a_store_is_that_store(tmp_path: Path) -> None:
 
 async def test_it_starts_in_an_empty_folder_with_nothing_set(tmp_path: Path) -> None:
     """As `make run` does on a bare clone: the folder of the store is not there yet."""
-    async with served(tmp_path / "data" / "deep") as service:
+    port = free_port()
+    own = environment(tmp_path / "data" / "deep", port)
+    async with serving(afresh, ("serve", "--sandbox"), own, port) as service:
         status, _ = await service.call("POST", "/runs", RUN)
         assert status == 201
         assert await service.end(signal.SIGTERM) == 0
@@ -158,7 +160,7 @@ async def test_a_later_signal_ends_it_at_once(tmp_path: Path) -> None:
 
 async def test_the_demo_ends_well_and_says_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    ended = await command(tmp_path, "demo")
+    ended = await run(afresh, ("demo",), environment(tmp_path, 1))
     assert ended.code == 0, ended.out + ended.err
     assert "All as it should be." in ended.out
     assert "251007-070457-Guy-Wilson" in ended.out

@@ -9,16 +9,20 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import aiohttp
 
+from tests.support.spawning import Spawned, spawned
+
 if TYPE_CHECKING:
     import signal
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from app.model import Json
+
+    Process: TypeAlias = asyncio.subprocess.Process | Spawned
 
 
 def free_port() -> int:
@@ -43,20 +47,37 @@ class Ended:
     err: str
 
 
+Starting: TypeAlias = "Callable[[Sequence[str], Mapping[str, str]], contextlib.AbstractAsyncContextManager[Process]]"
+
+
+@contextlib.asynccontextmanager
+async def afresh(words: Sequence[str], own: Mapping[str, str]) -> AsyncIterator[Process]:
+    """An interpreter of its own, which takes two seconds to import: where the start itself is what is tested."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app", *words, env=own, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
 async def command(folder: Path, *words: str, port: int = 1, **more: str) -> Ended:
     """Run a command to its end."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app", *words,
-        env=environment(folder, port, **more), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    async with asyncio.timeout(60):
+    return await run(spawned, words, environment(folder, port, **more))
+
+
+async def run(starting: Starting, words: Sequence[str], own: Mapping[str, str]) -> Ended:
+    async with starting(words, own) as process, asyncio.timeout(60):
         out, err = await process.communicate()
     return Ended(process.returncode or 0, out.decode(), err.decode())
 
 
 @dataclass
 class Served:
-    process: asyncio.subprocess.Process
+    process: Process
     url: str
     http: aiohttp.ClientSession
     lines: list[str]
@@ -98,15 +119,13 @@ async def served(
 ) -> AsyncIterator[Served]:
     """The service as a process of its own, listening; killed at the end if it still lives."""
     port = port or free_port()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app", *words, env=environment(folder, port, **more), stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        async with aiohttp.ClientSession() as http:
-            one = Served(process, f"http://127.0.0.1:{port}", http, [])
-            await one.said("service.started")
-            yield one
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    async with serving(spawned, words, environment(folder, port, **more), port) as one:
+        yield one
+
+
+@contextlib.asynccontextmanager
+async def serving(starting: Starting, words: Sequence[str], own: Mapping[str, str], port: int) -> AsyncIterator[Served]:
+    async with starting(words, own) as process, aiohttp.ClientSession() as http:
+        one = Served(process, f"http://127.0.0.1:{port}", http, [])
+        await one.said("service.started")
+        yield one
