@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 WINDOW_SECONDS: Final = 1.04
 #: A request without an answer may still be on its way: it is counted for this much longer than a second.
 UNANSWERED_SECONDS: Final = 1.0
-#: Sound answers whose times tell how long the base takes at the least.
+#: Sound answers whose times tell how long the base takes at the least, and how many of them it takes to tell: the first
+#: ones met new connections, and by their times a request would seem to have arrived long before it did.
 _TIMED: Final = 32
+_TELLING: Final = 8
 #: Beyond the documented 30 s, because ours start when the refusal arrives and theirs when it leaves.
 _PAUSE_MARGIN_SECONDS: Final = 0.5
 #: Calls in a row without a sound answer, from different runs, before the whole base is given a rest.
@@ -66,7 +68,8 @@ class RequestWindow:
 
     def answered(self, departure: Departure, now: float, *, soundly: bool) -> None:
         """Learn from the answer when the request arrived at the latest; a refusal tells nothing of the base's pace."""
-        arrived_by = max(departure.left_at, now - min(self._took, default=0.0))
+        at_the_least = min(self._took) if len(self._took) >= _TELLING else 0.0
+        arrived_by = max(departure.left_at, now - at_the_least)
         departure.counts_until = arrived_by + WINDOW_SECONDS
         if departure not in self._departures:  # it was given up for arrived long ago
             self._departures.append(departure)

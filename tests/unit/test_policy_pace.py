@@ -69,6 +69,16 @@ def answer_until(
     return [one for one in under_way if one[0] > now]
 
 
+def test_one_slow_answer_does_not_tell_how_long_the_base_takes() -> None:
+    """The second request was long on its way and answered at once, which the first one's time would have hidden."""
+    window = RequestWindow(5)
+    window.answered(window.leave(0.0), 0.085, soundly=True)
+    second = window.leave(0.09)
+    arrived_at = 0.2
+    window.answered(second, 0.21, soundly=True)
+    assert second.counts_until >= arrived_at + 1.0
+
+
 @given(st.integers(1, 8), st.floats(0, 10))
 def test_a_full_second_leaves_at_once_and_the_next_one_waits(limit: int, now: float) -> None:
     window = RequestWindow(limit)
