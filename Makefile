@@ -33,6 +33,7 @@ test: install ## run every test but the long ones
 
 soak: install ## run the long tests: what the figures of docs/reliability.md come from
 	$(PYTEST) -m soak --timeout 7200 $(TESTS)
+	$(PYTEST) --hypothesis-profile soak --timeout 7200 $$(grep -rl hypothesis --include='test_*.py' tests)
 
 check: install lint types layers test ## lint, types, layering and tests
 

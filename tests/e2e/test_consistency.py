@@ -8,7 +8,7 @@ import pytest
 
 from app.sandbox.airtable_limits import NO_LIMITS
 from tests.support.checking import EVERY_TYPE, backdate, causes, check, errors, found, record_id
-from tests.support.harness import Harness, harness
+from tests.support.harness import Harness, QuickClock, harness
 from tests.support.watching import meddle, rows, until
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ANA, GUY, DEAN = "251007-070457-Ana", "251007-070457-Guy", "251007-070457-Dean"
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[Harness]:
     """A base that takes whatever comes: the pace is not what these tests are about."""
-    async with harness(tmp_path, airtable={"requests_per_second": 50}) as made:
+    async with harness(tmp_path, clock=QuickClock(5), airtable={"requests_per_second": 50}) as made:
         made.airtable.limits = NO_LIMITS
         yield made
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
-from contextlib import closing
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from app.clock import parse_iso
+from app.clock import SystemClock, parse_iso
 from app.sandbox.airtable_errors import quota_exceeded, rate_limited
 from app.sandbox.airtable_limits import NO_LIMITS, Limits
 from app.sandbox.faults import Fault, dropped, hung, odd_body, server_error, slow, truncated
 from app.sandbox.hand_clock import START, HandClock
 from tests.support.checking import JOB, causes, check, errors, fill, found, log_of, record_id, spoil
-from tests.support.harness import Harness, harness
-from tests.support.watching import let_time_pass, most_in_any_second, rows, until
+from tests.support.harness import Harness, QuickClock, harness
+from tests.support.watching import let_time_pass, most_in_any_second, rows, until, waits_for_long
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from app.clock import Clock
     from app.model import Json
 
 GUY = f"{JOB}-Guy"
@@ -33,7 +33,21 @@ SHORT_PAUSES: dict[str, Json] = {"rate_limit_pause_seconds": 0.2, "quota_pause_s
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[Harness]:
     """A store of 250 delivered runs, three pages, at a base that takes whatever comes."""
-    async with harness(tmp_path, airtable={"requests_per_second": 50}, sync=SHORT_PAUSES) as made:
+    async with filled(tmp_path, SystemClock(), 1.0) as made:
+        yield made
+
+
+@pytest.fixture
+async def quick_house(tmp_path: Path) -> AsyncIterator[Harness]:
+    """The same in a time that runs quickly."""
+    async with filled(tmp_path, QuickClock(5), 0.5) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def filled(folder: Path, clock: Clock, timeout_seconds: float) -> AsyncIterator[Harness]:
+    airtable: dict[str, Json] = {"requests_per_second": 50, "timeout_seconds": timeout_seconds}
+    async with harness(folder, clock=clock, airtable=airtable, sync=SHORT_PAUSES) as made:
         made.airtable.limits = NO_LIMITS
         async with made.running():
             pass
@@ -56,26 +70,26 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 @pytest.mark.parametrize("after", [0, 1, 3], ids=["first page", "second page", "find"])
-async def test_a_failure_waits_and_the_check_goes_on(house: Harness, fault: Fault, after: int) -> None:
-    expected = spoil(house)
-    house.airtable_server.faults.add(fault, after=after)
-    async with house.running():
-        report = await check(house)
+async def test_a_failure_waits_and_the_check_goes_on(quick_house: Harness, fault: Fault, after: int) -> None:
+    expected = spoil(quick_house)
+    quick_house.airtable_server.faults.add(fault, after=after)
+    async with quick_house.running():
+        report = await check(quick_house)
     assert found(report) == expected
-    assert house.airtable_server.faults.pending == 0
+    assert quick_house.airtable_server.faults.pending == 0
     assert (report["pages"], report["calls"]) == (4, 5)
-    assert rows(house.store_path, "SELECT count(*) FROM airtable_calls") == [(5,)]
+    assert rows(quick_house.store_path, "SELECT count(*) FROM airtable_calls") == [(5,)]
 
 
 @pytest.mark.parametrize("fault", [rate_limited(), server_error(500), dropped()], ids=["429", "500", "dropped"])
-async def test_failures_in_the_middle_of_everything_change_no_finding(house: Harness, fault: Fault) -> None:
-    expected = spoil(house)
+async def test_failures_in_the_middle_of_everything_change_no_finding(quick_house: Harness, fault: Fault) -> None:
+    expected = spoil(quick_house)
     for after in (0, 2, 3, 5):
-        house.airtable_server.faults.add(fault, after=after)
-    async with house.running():
-        assert found(await check(house)) == expected
-        assert found(await check(house)) == expected
-    assert len(errors(house)) == 4
+        quick_house.airtable_server.faults.add(fault, after=after)
+    async with quick_house.running():
+        assert found(await check(quick_house)) == expected
+        assert found(await check(quick_house)) == expected
+    assert len(errors(quick_house)) == 4
 
 
 async def test_an_outage_is_waited_for(house: Harness) -> None:
@@ -244,17 +258,13 @@ async def asked_by_hand(house: Harness, clock: HandClock) -> None:
     assert causes(await checking) == ["client_id: 'Guy' here, 'by hand' in Airtable"]
 
 
-def waits_for_long(clock: HandClock) -> bool:
-    return any(due - clock.now() > timedelta(seconds=30) for due in clock._sleepers.values())
-
-
 async def test_a_store_that_keeps_nothing_puts_the_check_off_and_not_the_service(tmp_path: Path) -> None:
     clock = HandClock()
     async with (
         harness(tmp_path, clock=clock, consistency={"interval_seconds": 60}) as house,
         house.running() as service,
     ):
-        with closing(sqlite3.connect(house.store_path, isolation_level=None)) as busy:
+        with contextlib.closing(sqlite3.connect(house.store_path, isolation_level=None)) as busy:
             busy.execute("BEGIN IMMEDIATE")
             await until(lambda: waits_for_long(clock))  # for its time to come
             clock.pass_time(61)

@@ -11,7 +11,7 @@ from app.sandbox.airtable_errors import rate_limited
 from app.sandbox.faults import applied_then_dropped, odd_body, server_error
 from app.sandbox.hand_clock import HandClock
 from tests.support.harness import Harness, harness, sample
-from tests.support.watching import let_time_pass, rows, until
+from tests.support.watching import let_time_pass, rows, until, waits_for_long
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,6 +27,11 @@ BY_HAND: dict[str, Json] = {
     "Total Posts Harvested": 5,
     "Progress Log": "by hand",
 }
+
+
+@pytest.fixture
+def house(quick_house: Harness) -> Harness:
+    return quick_house
 
 
 @pytest.fixture
@@ -121,7 +126,10 @@ async def test_a_look_asks_for_many_ids_at_once_and_pauses_longer_each_time(
             await slow_house.call("PATCH", f"/runs/251007-070457-Nobody-{number}", {"add": {"posts_scored": 1}})
         done = "SELECT count(*) FROM errors WHERE look_due_at IS NOT NULL AND looks = ?"
         path, times = slow_house.store_path, []
-        for count in (1, 2, 3):
+        for count, pause in ((1, 0), (2, 60), (3, 120)):
+            if pause:
+                await until(lambda: waits_for_long(clock))
+                clock.pass_time(pause - 10)
             await let_time_pass(clock, lambda n=count: rows(path, done, n) == [(30,)], step=0.1, most=200.0)  # type: ignore[misc]
             times.append(clock.monotonic())
         assert looks(slow_house) == 3

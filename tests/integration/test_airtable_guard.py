@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from app.sandbox.wire import WireServer
 
 
+@pytest.fixture
+def house(quick_house: Harness) -> Harness:
+    return quick_house
+
+
 def access(server: WireServer, key: str = AIRTABLE_KEY) -> AirtableAccess:
     return AirtableAccess(key, server.url, "appX", "Client Run Results", timeout_seconds=1.0)
 

@@ -41,6 +41,7 @@ from app.policy.rollup import status_of
 from app.store.protocol import BatchStep, WebhookEvent
 from app.store.sqlite.batches import batch_of
 from app.store.sqlite.store import SqliteStore, open_store
+from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from app.policy.harvest import Batch, BatchEvent
@@ -342,5 +343,5 @@ class BatchMachine(RuleBasedStateMachine):
 
 TestBatchMachine = BatchMachine.TestCase
 TestBatchMachine.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(40), stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

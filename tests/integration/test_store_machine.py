@@ -32,6 +32,7 @@ from app.policy.delivery import (
     Written,
     settle,
 )
+from tests.support.examples import examples
 from tests.support.stores import AT, Desk, open_desk
 
 if TYPE_CHECKING:
@@ -327,6 +328,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(40), stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestStore = StoreMachine.TestCase

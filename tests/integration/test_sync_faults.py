@@ -23,6 +23,12 @@ from tests.support.watching import calls, rows
 if TYPE_CHECKING:
     from tests.support.harness import Harness
 
+
+@pytest.fixture
+def house(quick_house: Harness) -> Harness:
+    return quick_house
+
+
 FAULTS = {
     "applied, then hangs": applied_then_hang(),
     "hangs": hung(),

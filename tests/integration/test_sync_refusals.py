@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
+def house(quick_house: Harness) -> Harness:
+    return quick_house
+
+
+@pytest.fixture
 async def served(house: Harness) -> AsyncIterator[Harness]:
     async with house.running():
         yield house

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +34,8 @@ from app.service import Service, Sources, running
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from app.clock import Clock
     from app.model import Json
-    from app.sandbox.hand_clock import HandClock
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 AIRTABLE_KEY = "patSandboxOnly"
@@ -158,7 +160,28 @@ def make_secrets() -> Secrets:
     return Secrets(AIRTABLE_KEY, "", (WEBHOOK_SECRET,), (INTERNAL_TOKEN,))
 
 
-def make_airtable(clock: SystemClock | HandClock, seed: int = 1) -> AirtableSandbox:
+class QuickClock:
+    """Time that runs some times as fast as it does, for the service and the sandbox alike: what waits waits shorter.
+
+    What the clients wait for at a socket is real time.
+    """
+
+    def __init__(self, times: float) -> None:
+        self._times = times
+        self._began = time.monotonic()
+        self._began_at = datetime.now(UTC)
+
+    def now(self) -> datetime:
+        return self._began_at + timedelta(seconds=self.monotonic())
+
+    def monotonic(self) -> float:
+        return (time.monotonic() - self._began) * self._times
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / self._times)
+
+
+def make_airtable(clock: Clock, seed: int = 1) -> AirtableSandbox:
     ids = Ids(random.Random(seed))  # noqa: S311 - the same ids in every run
     schema = schema_from_columns("Client Run Results", table_columns(), ids)
     return AirtableSandbox(schema, token=AIRTABLE_KEY, ids=ids, now=clock.now, clock=clock.monotonic)
@@ -166,9 +189,9 @@ def make_airtable(clock: SystemClock | HandClock, seed: int = 1) -> AirtableSand
 
 @contextlib.asynccontextmanager
 async def harness(
-    folder: Path, *, clock: HandClock | None = None, **sections: Mapping[str, Json]
+    folder: Path, *, clock: Clock | None = None, **sections: Mapping[str, Json]
 ) -> AsyncIterator[Harness]:
-    """A service and its sandbox, not started yet; with `clock`, time passes for both only when the test says so.
+    """A service and its sandbox, not started yet; `clock` is the time of both: real, quick, or moved by hand.
 
     It does not look at the schema, so that a test can count every request; `watch_schema` of its sources turns that on.
     """

@@ -7,6 +7,7 @@ import contextlib
 import json
 import sqlite3
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -47,6 +48,11 @@ async def let_time_pass(
         assert clock.monotonic() < end, f"it did not come to be within {most} s"
         clock.pass_time(step)
         await asyncio.sleep(0.002)
+
+
+def waits_for_long(clock: HandClock) -> bool:
+    """Whether somebody sleeps by it whom a jump of half a minute would not wake."""
+    return any(due - clock.now() > timedelta(seconds=30) for due in clock._sleepers.values())
 
 
 # What was sent to Airtable ----------------------------------------------------------------------------------------

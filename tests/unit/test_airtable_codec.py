@@ -25,6 +25,7 @@ from app.policy.delivery import (
     Waiting,
     Written,
 )
+from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from app.fields import Fold
@@ -265,7 +266,7 @@ bodies = st.binary(max_size=100) | json_values.map(lambda value: json.dumps(valu
 @example(status=422, body=b'{"errors": ""}', retry_after=None)
 @example(status=422, body=b'{"error": {"type": ""}}', retry_after=None)
 @example(status=503, body=b'{"errors": []}', retry_after="\u0663")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_status_and_body_decode_to_an_answer(status: int, body: bytes, retry_after: str | None) -> None:
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     answer = decode_failure(status, headers, body, REGISTRY, NO_SECRETS)
@@ -275,7 +276,7 @@ def test_any_status_and_body_decode_to_an_answer(status: int, body: bytes, retry
 
 
 @given(answer=json_values)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_yes_decodes_to_an_answer(answer: Json) -> None:
     for of in (CREATE, UPDATE):
         said = decode_written(of, answer, REGISTRY)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from app.apify import DISPATCH_HEADER, decode_webhook
 from app.errors import Malformed
+from tests.support.examples import examples
 from tests.support.harness import sample
 
 if TYPE_CHECKING:
@@ -74,19 +75,19 @@ def decoded(body: bytes, heads: dict[str, str], query: dict[str, str]) -> Webhoo
 @example(body=b"9" * 10_000, heads={}, query={})
 @example(body=b'{"eventType": ' + b'"' + b"x" * 10_000 + b'"}', heads={}, query={})
 @example(body=b"\xef\xbb\xbf{}", heads={}, query={})
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_bytes_give_an_event_or_malformed(body: bytes, heads: dict[str, str], query: dict[str, str]) -> None:
     decoded(body, heads, query)
 
 
 @given(value=json_values, heads=headers, query=queries)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_json_gives_an_event_or_malformed(value: Json, heads: dict[str, str], query: dict[str, str]) -> None:
     decoded(json.dumps(value).encode(), heads, query)
 
 
 @given(payload=payloads, heads=headers, query=queries)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_anything_like_a_webhook_gives_a_storable_event_or_malformed(
     payload: dict[str, Json], heads: dict[str, str], query: dict[str, str]
 ) -> None:
