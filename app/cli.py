@@ -22,6 +22,7 @@ from app.config import DEFAULT_PATH, Secrets, Settings, load_settings
 from app.errors import ConfigError, NotFound, Problem, StoreError
 from app.logs import configure_logs
 from app.model import ErrorKind, ErrorState, MessageKind, MessageState, SyncState
+from app.policy.budget import BudgetState
 from app.show import Shower
 from app.store.sqlite.store import SqliteReading, hold_lock, make_folder, open_reading, prepare
 from app.store.views import MAX_LIMIT, CheckReport, ErrorFilter, MessageFilter, RunFilter, Slice
@@ -147,7 +148,7 @@ def status(config: Config = None, as_json: Json = False) -> None:
     """Whether all is well: what waits, what is set aside, which errors are open. Exits 1 if something needs eyes."""
     stats = _read(load_settings(config), lambda store: store.stats(datetime.now(UTC)))
     Shower(as_json=as_json).stats(stats)
-    if stats.dead or stats.open_errors:
+    if stats.dead or stats.open_errors or stats.calls_this_month.state in {BudgetState.RESERVED, BudgetState.SPENT}:
         raise typer.Exit(PROBLEM)
 
 
@@ -328,6 +329,19 @@ def check(
     shower.report(report)
     if report.found or report.trouble is not None:
         raise typer.Exit(PROBLEM)
+
+
+@app.command()
+def prune(config: Config = None, as_json: Json = False) -> None:
+    """Remove what is past its days ([retention]), now: the service does so by itself once a day.
+
+    Delivered updates, calls, bodies of webhooks and idempotency keys. Runs, creates, errors and held updates stay.
+    """
+    shower = Shower(as_json=as_json)
+    configure_logs((), quiet=True)  # the report says it all
+    with shower.working("pruning"):
+        report = _operate(config, lambda operator: operator.prune())
+    shower.pruned(report)
 
 
 # How ------------------------------------------------------------------------------------------------------------

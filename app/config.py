@@ -70,6 +70,7 @@ class AirtableSettings(Section):
     table: str = "Client Run Results"
     requests_per_second: Annotated[int, Field(ge=1, le=50)] = 5
     timeout_seconds: Seconds = 30.0
+    monthly_call_budget: Annotated[int, Field(ge=0)] = 0
     linger_seconds: SecondsOrNone = 0.0
 
     @field_validator("endpoint_url")
@@ -105,6 +106,11 @@ class ConsistencySettings(Section):
     interval_seconds: SecondsOrNone = 21_600.0
     window_days: Annotated[int, Field(ge=1, le=3650)] = 14
     grace_seconds: SecondsOrNone = 300.0
+
+
+class RetentionSettings(Section):
+    delivered_days: Annotated[int, Field(ge=0, le=36_500)] = 90
+    idempotency_days: Annotated[int, Field(ge=0, le=36_500)] = 30
 
 
 class FieldSettings(Section):
@@ -198,6 +204,7 @@ class Settings(BaseSettings):
     apify: ApifySettings = ApifySettings()
     sync: SyncSettings = SyncSettings()
     consistency: ConsistencySettings = ConsistencySettings()
+    retention: RetentionSettings = RetentionSettings()
     fields: dict[str, FieldSettings] = Field(default_factory=lambda: dict(DEFAULT_FIELDS))
 
     def registry(self) -> Registry:

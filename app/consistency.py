@@ -21,6 +21,7 @@ from app.policy.consistency import cause_of, differences, is_expired, readable
 from app.policy.delivery import Denied, Refused
 from app.store.protocol import CheckOutcome, CheckScope, SeenRecord
 from app.store.views import CheckReport
+from app.sync import LIST
 
 if TYPE_CHECKING:
     import random
@@ -207,7 +208,7 @@ class ConsistencyCheck:
 
         offset: str | None = None
         while True:
-            listed = await self._ask(reading, "list", page, offset)
+            listed = await self._ask(reading, LIST, page, offset)
             await self._store.note_records(await self._compare(listed.records))
             if (offset := listed.offset) is None:
                 return

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import aiohttp
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from app.clock import iso
+from app.clock import SystemClock, iso
 from app.errors import NotFound, Problem, StoreLocked
-from app.service import check_once
+from app.pruning import Pruning
+from app.service import check_once, retention_rules
 from app.store.sqlite.store import open_store
-from app.store.views import CheckReport, ErrorView, MessageView
+from app.store.views import CheckReport, ErrorView, MessageView, PruneReport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -36,6 +37,8 @@ class Operator(Protocol):
     async def resolve_error(self, error_id: int, *, note: str | None, discard: bool) -> ErrorView: ...
 
     async def check(self, *, repair: bool) -> CheckReport: ...
+
+    async def prune(self) -> PruneReport: ...
 
 
 @contextlib.asynccontextmanager
@@ -82,6 +85,9 @@ class StoreOperator:
     async def check(self, *, repair: bool) -> CheckReport:
         return await check_once(self._settings, self._secrets, self._store, repair=repair)
 
+    async def prune(self) -> PruneReport:
+        return await Pruning(self._store, SystemClock(), retention_rules(self._settings)).prune()
+
 
 def _found(row: T | None) -> T:
     if row is None:
@@ -101,6 +107,7 @@ _MESSAGE = TypeAdapter(MessageView)
 _ERROR = TypeAdapter(ErrorView)
 _RETRIED = TypeAdapter(_Retried)
 _CHECK = TypeAdapter(CheckReport)
+_PRUNED = TypeAdapter(PruneReport)
 
 
 class ServiceOperator:
@@ -124,6 +131,10 @@ class ServiceOperator:
     async def check(self, *, repair: bool) -> CheckReport:
         """However long it takes: a large table, within the limit and behind real work."""
         return await self._post("/check", {"repair": "drift" if repair else None}, _CHECK, seconds=None)
+
+    async def prune(self) -> PruneReport:
+        """However long it takes: beside the work, a store that was never pruned takes a while."""
+        return await self._post("/prune", {}, _PRUNED, seconds=None)
 
     async def _post(
         self, path: str, body: Mapping[str, Json], answer: TypeAdapter[T], *, seconds: float | None = _SECONDS

@@ -25,6 +25,7 @@ from app.harvest import HarvestLoop
 from app.intake import Intake
 from app.logs import get_logger
 from app.lookups import LookupLoop
+from app.pruning import Pruning, RetentionRules
 from app.schema_watch import SchemaWatch
 from app.store.sqlite.store import open_store
 from app.sync import DESCRIBE, SyncLoop, SyncRules
@@ -89,6 +90,7 @@ class Service:
         lookups: LookupLoop,
         schema: SchemaWatch,
         consistency: ConsistencyCheck,
+        pruning: Pruning,
     ) -> None:
         self.url = url
         self.store = store
@@ -96,6 +98,7 @@ class Service:
         self.lookups = lookups
         self.schema = schema
         self.consistency = consistency
+        self.pruning = pruning
         self.harvest: HarvestLoop | None = None
         self.stopping = False
         self.loops: list[asyncio.Task[None]] = []
@@ -110,6 +113,7 @@ class Service:
         """Begin nothing new. Everything that is under way has the same time from now to come to its end."""
         self.stopping = True
         self.consistency.stop()
+        self.pruning.stop()
         self.sync.stop()
         if self.harvest is not None:
             self.harvest.stop()
@@ -150,11 +154,13 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
         lookups = LookupLoop(store, sync, airtable, settings.registry(), sources.clock)
         schema = _schema_watch(settings, sources, sync, airtable)
         consistency = _consistency_check(settings, sources, store, sync, airtable)
-        service = Service(_url_of(listener), store, sync, lookups, schema, consistency)
+        pruning = Pruning(store, sources.clock, retention_rules(settings))
+        service = Service(_url_of(listener), store, sync, lookups, schema, consistency, pruning)
         await sync.recover()
         await stack.enter_async_context(_looping(sync, service))
         await stack.enter_async_context(_watching(lookups, service))
         await stack.enter_async_context(_watching(consistency, service))
+        await stack.enter_async_context(_watching(pruning, service))
         if sources.watch_schema:
             await stack.enter_async_context(_watching(schema, service))
         if secrets.apify_token:
@@ -227,7 +233,12 @@ def _sync_rules(settings: Settings) -> SyncRules:
         retry=settings.retry_rules(),
         pauses=settings.pause_rules(),
         shutdown_seconds=settings.sync.shutdown_seconds,
+        monthly_call_budget=settings.airtable.monthly_call_budget,
     )
+
+
+def retention_rules(settings: Settings) -> RetentionRules:
+    return RetentionRules.of_days(settings.retention.delivered_days, settings.retention.idempotency_days)
 
 
 def _schema_watch(settings: Settings, sources: Sources, sync: SyncLoop, airtable: Airtable) -> SchemaWatch:
@@ -332,9 +343,15 @@ async def _serving(
         internal=internal,
         webhook=Bearer(secrets.webhook_secrets, "APIFY_WEBHOOK_SECRET"),
         check=service.consistency.check,
+        prune=service.pruning.prune,
         on_work=service.wake,
     )
-    health = Health(store.check, lambda: service.sync.trouble, lambda: service.schema.flaws, lambda: service.stopping)
+    health = Health(
+        store.check,
+        lambda: service.sync.trouble or service.sync.shortage,
+        lambda: service.schema.flaws,
+        lambda: service.stopping,
+    )
     metrics = Metrics(store.counts, lambda: _loop_state(service), sources.clock, internal=internal)
     application = make_application(
         calls,

@@ -14,13 +14,13 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from app.store.views import CheckReport, ErrorView, MessageView, Page, RunSummary, RunView, Stats
+from app.store.views import CheckReport, ErrorView, MessageView, Page, PruneReport, RunSummary, RunView, Stats
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from app.model import Json
-    from app.store.views import CheckProgress
+    from app.store.views import CallCounts, CheckProgress
 
 _STYLES = {
     "synced": "green",
@@ -78,7 +78,10 @@ class Shower:
             ("updates held", stats.held),
             ("creations delivered", "-" if rate is None else f"{rate:.1%}"),
             ("Airtable calls this month", stats.calls_this_month.total),
+            ("at this pace, by its end", stats.calls_this_month.forecast),
         ]
+        if stats.calls_this_month.budget:
+            rows.append(("budget of calls", _budget(stats.calls_this_month)))
         rows += [(f"open errors: {kind}", count) for kind, count in sorted(stats.open_errors.items())]
         self._console.print(make_table(None, ("what", "now"), rows))
 
@@ -176,6 +179,30 @@ class Shower:
         elif not report.found:
             self._console.print("Airtable has what was delivered")
 
+    def pruned(self, report: PruneReport) -> None:
+        if self._as_json:
+            self._json(TypeAdapter(PruneReport).dump_json(report))
+            return
+        kept = "kept for good"
+        rows: list[tuple[str, str, int]] = [
+            ("delivered updates", report.delivered_before or kept, report.messages),
+            ("calls to Airtable", report.delivered_before or kept, report.calls),
+            ("bodies of webhooks", report.delivered_before or kept, report.webhook_bodies),
+            ("idempotency keys", report.keys_before or kept, report.idempotency_keys),
+        ]
+        self._console.print(make_table("Pruned", ("what", "from before (UTC)", "removed"), rows))
+        self._console.print(f"{report.free_bytes / 1e6:,.1f} MB of the file are free for what comes")
+
+    @contextlib.contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """A bar on a terminal that says that it goes on; nothing elsewhere."""
+        if self._as_json or not self._console.is_terminal:
+            yield
+            return
+        with Progress(console=self._console, transient=True) as bar:
+            bar.add_task(what, total=None)
+            yield
+
     @contextlib.asynccontextmanager
     async def progressing(self, look: Callable[[], Awaitable[CheckProgress]]) -> AsyncIterator[None]:
         """A bar on a terminal that follows a check; nothing elsewhere."""
@@ -212,6 +239,16 @@ class Shower:
 
     def _json(self, body: bytes) -> None:
         self._console.file.write(body.decode() + "\n")
+
+
+def _budget(calls: CallCounts) -> str:
+    waiting = {
+        "stretched": "updates wait for company",
+        "reserved": "the rest is kept for creates and errors: updates wait",
+        "spent": "used up: everything waits",
+    }
+    held = waiting.get(calls.state)
+    return f"{calls.budget}" + (f": {held} until {calls.updates_wait_until}" if held else "")
 
 
 _LOOK_SECONDS = 0.5

@@ -10,15 +10,18 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from app.clock import Clock, wait_until_set
 from app.errors import StoreUnavailable
 from app.logs import get_logger
 from app.policy.asking import AskedAnswer, Described, Listed
+from app.policy.budget import Allowance, BudgetState, allowance, month_of
 from app.policy.delivery import (
     Answer,
     Claim,
+    Denied,
     RateLimited,
     RetryRules,
     Settlement,
@@ -33,6 +36,7 @@ from app.store.protocol import LONGEST_WAIT
 if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable, Coroutine
+    from datetime import datetime
 
     from app.airtable import Destination
     from app.store.protocol import Outbox
@@ -42,11 +46,15 @@ log = get_logger(__name__)
 #: The method of a question to the meta API. That has a scope of its own and goes on when the month's calls are used
 #: up: but for the rate, which it shares, its answers tell nothing of whether records can be written.
 DESCRIBE: Final = "describe"
+#: The method of a check's listing, which waits for the next month when calls are short.
+LIST: Final = "list"
 #: Requests under way at once: what a base that takes three seconds an answer needs to be kept at its limit.
 MOST_IN_FLIGHT: Final = 16
 #: While nobody gets a sound answer, one request at a time finds out whether that has changed.
 _PROBES: Final = 1
 _STORE_AGAIN_SECONDS: Final = 1.0
+#: What is due far ahead is looked at this often: a wait for the next month would not notice that the clock was set.
+_LONGEST_SLEEP_SECONDS: Final = 3600.0
 #: For how long the base counts a request into its limit, which it goes on doing while we start again.
 _BASE_COUNTS: Final = timedelta(seconds=1)
 
@@ -57,6 +65,7 @@ class SyncRules:
     retry: RetryRules
     pauses: PauseRules
     shutdown_seconds: float
+    monthly_call_budget: int = 0
 
 
 AskedT = TypeVar("AskedT", bound=AskedAnswer)
@@ -89,6 +98,9 @@ class SyncLoop:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._questions: deque[_Question] = deque()
+        self._allowance = Allowance()
+        self._month: datetime | None = None
+        self._calls_this_month = 0
         self._stopping = False
 
     def wake(self) -> None:
@@ -113,6 +125,11 @@ class SyncLoop:
         return self._store_trouble or self._health.trouble
 
     @property
+    def shortage(self) -> str | None:
+        """What waits for the next month, because the month's calls are short; `None` while everything has its turn."""
+        return self._allowance.shortage
+
+    @property
     def rests_for(self) -> float:
         """Seconds for which the base is left alone."""
         return self._window.rests_for(self._clock.monotonic())
@@ -124,6 +141,8 @@ class SyncLoop:
         taken_back = await self._store.recover(now, longest_wait)
         if taken_back:
             log.warning("sync.recovered", messages=taken_back)
+        self._allowance = await self._decide(now)
+        await self._store.keep_budget(self._rules.monthly_call_budget, self._allowance)
         answered_at = await self._store.last_answered()
         if taken_back or (answered_at is not None and now - answered_at < _BASE_COUNTS):
             self._window.fill(self._clock.monotonic())
@@ -172,31 +191,70 @@ class SyncLoop:
             return None  # the end of one of them wakes the loop
         now = self._clock.now()
         try:
-            claim = await self._store.claim(now)
+            allowed = await self._allow(now)
+            claim = None
+            if allowed.state is not BudgetState.SPENT:
+                claim = await self._store.claim(now, only_creates=allowed.updates_wait)
         except StoreUnavailable as error:  # it passes: the disk is full, say, or a person holds the database
             self._store_trouble = f"the store gives nothing out to send: {error.detail}"
             log.error("sync.not_claimed", reason=error.detail)  # noqa: TRY400
             return _STORE_AGAIN_SECONDS
         self._store_trouble = None
-        if claim is None and (question := self._next_question()) is not None:
-            self._carry_in_flight(self._put(question, self._window.leave(self._clock.monotonic())))
+        if claim is None and (question := self._next_question(allowed)) is not None:
+            self._carry_in_flight(self._put(question, self._leave()))
             return 0.0
         if claim is None:
-            due = await self._store.next_due()
-            return None if due is None else max(0.001, (due - now).total_seconds())
-        self._carry_in_flight(self._carry(claim, self._window.leave(self._clock.monotonic())))
+            due = await self._next_due(allowed)
+            return None if due is None else min(max(0.001, (due - now).total_seconds()), _LONGEST_SLEEP_SECONDS)
+        self._carry_in_flight(self._carry(claim, self._leave()))
         return 0.0
+
+    def _leave(self) -> Departure:
+        self._calls_this_month += 1
+        return self._window.leave(self._clock.monotonic())
+
+    async def _allow(self, now: datetime) -> Allowance:
+        """Who may spend the next call; what changes is kept and told. Raises `StoreUnavailable`."""
+        allowed, before = await self._decide(now), self._allowance
+        if allowed != before:
+            await self._store.keep_budget(self._rules.monthly_call_budget, allowed)
+            self._allowance = allowed
+        if allowed.state is not before.state:
+            told = log.warning if allowed.shortage else log.info
+            told("sync.budget", state=allowed.state, calls=self._calls_this_month, reason=allowed.shortage)
+        return allowed
+
+    async def _decide(self, now: datetime) -> Allowance:
+        if self._month != month_of(now):
+            self._calls_this_month = await self._store.calls_this_month(now)
+            self._month = month_of(now)
+        return allowance(self._rules.monthly_call_budget, self._calls_this_month, now)
+
+    async def _next_due(self, allowed: Allowance) -> datetime | None:
+        """When the next run is due that may go then."""
+        due = await self._store.next_due()
+        if due is None or allowed.updates_wait_until is None:
+            return due
+        due = max(due, allowed.updates_wait_until)
+        create_due = None if allowed.state is BudgetState.SPENT else await self._store.next_due(only_creates=True)
+        return due if create_due is None else min(due, create_due)
 
     def _carry_in_flight(self, carrying: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(carrying, name="airtable-call")
         self._in_flight.add(task)
         task.add_done_callback(self._landed)
 
-    def _next_question(self) -> _Question | None:
-        while self._questions:
-            question = self._questions.popleft()
-            if not question.answer.done():  # whoever asked has not gone
+    def _next_question(self, allowed: Allowance) -> _Question | None:
+        """The next one that may be asked. A check is told at once that calls are short, a look-up waits for more."""
+        for question in list(self._questions):
+            if allowed.state is BudgetState.SPENT and question.method not in {DESCRIBE, LIST}:
+                continue
+            self._questions.remove(question)
+            if question.answer.done():  # whoever asked has gone
+                continue
+            if allowed.shortage is None or question.method != LIST:
                 return question
+            question.tell(Denied(HTTPStatus.TOO_MANY_REQUESTS, allowed.shortage))
         return None
 
     def _landed(self, task: asyncio.Task[None]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from app.fields import Fold
     from app.model import BatchState, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.policy.budget import Allowance
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, Report
     from app.store.views import (
@@ -109,6 +110,22 @@ class CheckScope:
 
 
 @dataclass(frozen=True, slots=True)
+class PruneCursor:
+    """The last delivered message that a pruning has looked at."""
+
+    delivered_at: str = ""
+    message_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bite:
+    """How many messages one bite removed, and where the next one starts; `None` at the end."""
+
+    removed: int
+    next: PruneCursor | None
+
+
+@dataclass(frozen=True, slots=True)
 class CheckOutcome:
     """Findings by kind, the first thousand of them, and the errors and messages that followed."""
 
@@ -148,11 +165,14 @@ class Intake(Protocol):
 class Outbox(Protocol):
     """Delivering."""
 
-    async def claim(self, at: datetime) -> Claim | None:
-        """The runs that are due longest, marked as being sent; `None` when none is due."""
+    async def claim(self, at: datetime, *, only_creates: bool = False) -> Claim | None:
+        """The runs that are due longest, marked as being sent; `None` when none is due.
+
+        Where there is room, runs that linger for company go along. `only_creates`: none whose record is there already.
+        """
         ...
 
-    async def next_due(self) -> datetime | None:
+    async def next_due(self, *, only_creates: bool = False) -> datetime | None:
         """When the next run is due; `None` when nothing waits."""
         ...
 
@@ -173,6 +193,14 @@ class Outbox(Protocol):
 
         What would wait longer than anything does (the clock was set back), or for nothing, is due at once.
         """
+        ...
+
+    async def calls_this_month(self, at: datetime) -> int:
+        """Requests since the first of the month, 00:00 UTC."""
+        ...
+
+    async def keep_budget(self, monthly_calls: int, allowance: Allowance) -> None:
+        """Keep what was decided, so that whoever looks at what waits sees why."""
         ...
 
     async def last_rate_limited(self, since: datetime) -> datetime | None: ...
@@ -249,6 +277,28 @@ class Consistency(Protocol):
         ...
 
 
+class Retention(Protocol):
+    """Removing what is past its days, a few hundred rows at a time, so that ingest goes on in between."""
+
+    async def prune_messages(self, before: datetime, cursor: PruneCursor) -> Bite:
+        """Remove updates that were delivered before then; creates stay, and what goes leaves its trace."""
+        ...
+
+    async def prune_calls(self, before: datetime) -> int:
+        """Remove calls; how many, 0 at the end. What they counted for their day stays."""
+        ...
+
+    async def prune_webhook_bodies(self, before: datetime) -> int:
+        """Empty the bodies of webhooks that are not held; how many, 0 at the end."""
+        ...
+
+    async def prune_idempotency_keys(self, before: datetime) -> int: ...
+
+    async def free_bytes(self) -> int:
+        """Space inside the file that is free for later rows."""
+        ...
+
+
 class Replay(Protocol):
     """What a person decides."""
 
@@ -289,7 +339,7 @@ class Reading(Protocol):
         ...
 
 
-class Store(Intake, Outbox, Harvest, Missing, Consistency, Replay, Reading, Protocol):
+class Store(Intake, Outbox, Harvest, Missing, Consistency, Retention, Replay, Reading, Protocol):
     async def check(self) -> None:
         """Raises `StoreUnavailable` when a commit would fail now."""
         ...

@@ -185,10 +185,19 @@ class MessageView:
 
 @dataclass(frozen=True, slots=True)
 class CallCounts:
-    """Requests to Airtable in some span of time, by how they ended."""
+    """Requests to Airtable since the first of the month, 00:00 UTC, by how they ended.
+
+    `forecast` is what they come to at the month's end, `budget` `[airtable] monthly_call_budget` (0: none is set).
+    `state` is how the service keeps to it: `ample`, `stretched` (updates wait for company), `reserved` (updates wait
+    for the next month) or `spent` (all do).
+    """
 
     total: int
     by_outcome: Mapping[str, int] = field(default_factory=dict)
+    forecast: int = 0
+    budget: int = 0
+    state: str = "ample"
+    updates_wait_until: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +258,26 @@ class CheckProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What a pruning removed. Without a time before which, that kind is kept for good.
+
+    `free_bytes` is the space that is now free inside the store's file: later rows fill it before the file grows.
+    """
+
+    started_at: str
+    finished_at: str
+    delivered_before: str | None
+    keys_before: str | None
+    messages: int
+    calls: int
+    webhook_bodies: int
+    idempotency_keys: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
-    """`creation_success_rate` is over all that is kept; `calls_this_month` counts from the first, 00:00 UTC."""
+    """How the store stands. `creation_success_rate` is over all days."""
 
     runs: int
     pending: int
@@ -280,5 +307,5 @@ class Counts:
     held: int
     open_errors: Mapping[str, int]
     batches: Mapping[str, int]
-    calls_this_month: Mapping[str, int]
+    calls_this_month: CallCounts
     last_check: CheckSummary | None

@@ -355,6 +355,23 @@ CHECK: Final = Operation(
     problems=(*_BODY, errors.Conflict),
     examples=(Example("look only", 200), Example("deliver again what drifted", 200, {"repair": "drift"})),
 )
+PRUNE: Final = Operation(
+    "POST",
+    "/prune",
+    "prune",
+    "Looking",
+    "Remove what is past its days now",
+    Access.INTERNAL,
+    {200: _json("The report, when it is done", shapes.PRUNED)},
+    description=(
+        "`[retention]` says how many days: delivered updates, calls to Airtable, bodies of webhooks, idempotency keys. "
+        "Runs, their creates, errors and held updates stay. The service does so by itself once a day."
+    ),
+    bodies=(shapes.NothingRequest,),
+    body_optional=True,
+    problems=(*_BODY, errors.Conflict),
+    examples=(Example("now", 200),),
+)
 STATS: Final = Operation(
     "GET",
     "/stats",
@@ -470,6 +487,7 @@ OPERATIONS: Final = (
     RETRY_MESSAGE,
     RETRY_MESSAGES,
     CHECK,
+    PRUNE,
     STATS,
     HEALTHZ,
     READYZ,

@@ -48,7 +48,7 @@ from app.web.shapes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from aiohttp import web
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from app.intake import Intake
     from app.model import UpdateOutcome
     from app.store.protocol import Reading, Replay
+    from app.store.views import PruneReport
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -80,6 +81,7 @@ class Calls:
         internal: Bearer,
         webhook: Bearer,
         check: Check,
+        prune: Callable[[], Awaitable[PruneReport]],
         on_work: Callable[[], None],
     ) -> None:
         self._intake = intake
@@ -89,6 +91,7 @@ class Calls:
         self._internal = internal
         self._webhook = webhook
         self._check = check
+        self._prune = prune
         self._on_work = on_work
 
     def routes(self) -> list[web.RouteDef]:
@@ -103,6 +106,7 @@ class Calls:
             contract.RETRY_MESSAGES.served_by(self.retry_messages),
             contract.RETRY_MESSAGE.served_by(self.retry_message),
             contract.CHECK.served_by(self.check),
+            contract.PRUNE.served_by(self.prune),
             contract.STATS.served_by(self.stats),
             contract.TAKE_WEBHOOK.served_by(self.take_webhook),
         ]
@@ -202,6 +206,11 @@ class Calls:
         self._internal.check(request)
         asked = await _body(request, CheckRequest, optional=True)
         return shapes.CHECK.answer(await self._check(repair=asked.repair is not None))
+
+    async def prune(self, request: web.Request) -> web.Response:
+        self._internal.check(request)
+        await _body(request, NothingRequest, optional=True)
+        return shapes.PRUNED.answer(await self._prune())
 
     async def stats(self, request: web.Request) -> web.Response:
         self._internal.check(request)

@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from app import __version__
 from app.clock import parse_iso
 from app.model import BatchState, CallOutcome, ErrorKind
+from app.policy.budget import BudgetState
 from app.web import contract
 
 if TYPE_CHECKING:
@@ -115,8 +116,18 @@ def store_metrics(counts: Counts) -> Iterator[Metric]:
         "airtable_calls_this_month",
         "Requests to Airtable since the first of the month, 00:00 UTC, by how they ended.",
         "outcome",
-        _each(CallOutcome, counts.calls_this_month),
+        _each(CallOutcome, counts.calls_this_month.by_outcome),
     )
+    yield _gauge(
+        "airtable_calls_forecast",
+        "What this month's requests come to at its end, if it goes on as it went.",
+        counts.calls_this_month.forecast,
+    )
+    yield _gauge(
+        "airtable_calls_budget", "The month's budget of requests; 0 when none is set.", counts.calls_this_month.budget
+    )
+    states = {state.value: int(state == counts.calls_this_month.state) for state in BudgetState}
+    yield _gauges("airtable_budget_state", "How the service keeps to the budget: 1 is how.", "state", states)
     if counts.last_check is not None:
         yield from check_metrics(counts.last_check)
 

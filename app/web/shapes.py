@@ -18,6 +18,7 @@ from app.store.views import (
     CheckReport,
     ErrorView,
     MessageView,
+    PruneReport,
     RunSummary,
     RunView,
     Stats,
@@ -157,6 +158,7 @@ MESSAGE = Shape(MessageView)
 MESSAGE_PAGE = Shape(MessagePage)
 RETRIED = Shape(Retried)
 CHECK = Shape(CheckReport)
+PRUNED = Shape(PruneReport)
 STATS = Shape(Stats)
 WEBHOOK_ANSWER = Shape(WebhookAnswer, sparse=True)
 ALIVE = Shape(Alive)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,10 +12,8 @@ from app.clock import parse_iso
 from app.model import BatchState, CallOutcome, ErrorKind
 from app.sandbox.airtable_errors import rate_limited
 from app.sandbox.hand_clock import HandClock
-from app.store.sqlite import counting
 from tests.support.harness import Harness, harness
 from tests.support.harvesting import harvesting
-from tests.support.shell import Shell
 from tests.support.watching import let_time_pass, rows, until
 
 if TYPE_CHECKING:
@@ -179,15 +175,3 @@ async def test_the_last_check_against_airtable_is_shown_with_what_it_found(tmp_p
         house.airtable.scopes = ()
         await house.call("POST", "/check")
         assert await values(house, "check_failed") == {"": 1}
-
-
-def test_a_scrape_reads_indexes_only(tmp_path: Path) -> None:
-    """A full scan of the outbox would take a second at a million messages, every fifteen seconds."""
-    with contextlib.closing(Shell(tmp_path / "plan.db").connection) as connection:
-        connection.row_factory = sqlite3.Row
-        for name, query in vars(counting).items():
-            if name.startswith("COUNT_") and isinstance(query, str):
-                plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", ("x",) * query.count("?")).fetchall()
-                steps = [str(row["detail"]) for row in plan]
-                scans = [step for step in steps if step.startswith("SCAN") and "USING" not in step]
-                assert [step for step in scans if "repeated_kickoffs" not in step] == [], (name, steps)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.errors import StoreError
-from app.store.sqlite import delivery, intake, reading, replay, webhooks
+from app.store.sqlite import consistency, counting, delivery, intake, prune, reading, replay, webhooks
 from app.store.sqlite.store import hold_lock, open_reading
 from app.store.views import ErrorFilter, MessageFilter, RunFilter, Slice
 from tests.support.stores import JOB, Desk, adding, kickoff, later, open_desk, setting
@@ -163,13 +163,27 @@ async def test_all_is_there_again_after_a_restart(tmp_path: Path) -> None:
 
 # Query plans ----------------------------------------------------------------------------------------------------
 
-#: Walks of a partial index that holds only what is open, or of the newest rows up to a limit, cost nothing to speak of.
+#: Walks of a partial index that holds only what is open, of a table with a row a day (or one row at all), or of the
+#: newest rows up to a limit, cost nothing to speak of.
 CHEAP = (
     "airtable_calls_in_flight",
+    "runs_undue",
+    "held_updates_waiting",
+    "batches_active",
+    "SCAN repeated_kickoffs",
+    "SCAN creations_by_day",
+    "SCAN creation_stats",
+    "SCAN outbox_counts",
+    "SCAN sqlite_sequence",
+    "SCAN call_budget",
+    "SCAN checks",
+    "pragma_",
     "CONSTANT ROWS",
     "SCAN lane",
     "json_each",
+    "VIRTUAL TABLE",
     "SCAN (subquery",
+    "SCAN ours",  # the messages of one run, found by the searches before it
     "SCAN run_timeline",  # the rows of one run, found by the searches before it
 )
 
@@ -205,6 +219,7 @@ ON_THE_WAY = {
         delivery.INTERRUPT_CALLS,
         delivery.RECOVER_MESSAGES,
         delivery.RECOVER_RUNS,
+        delivery.RECOVER_FAR_RUNS,
         delivery.RECOVER_FAR_LOOKS,
         delivery.RECOVER_UNDUE_RUNS,
     ],
@@ -229,6 +244,16 @@ ON_THE_WAY = {
     "replay": [replay.SELECT_DEAD, replay.REVIVE, replay.RESOLVE_REPLAYED, replay.WAKE_RUN],
     "show a run": [reading.SELECT_RUN, reading.SELECT_BATCHES, reading.SELECT_RUN_ERRORS, reading.SELECT_TIMELINE],
     "show a message": [reading.SELECT_MESSAGE],
+    "prune": [
+        prune.SELECT_DELIVERED,
+        prune.DELETE_MESSAGES,
+        prune.DELETE_CALLS,
+        prune.EMPTY_WEBHOOKS,
+        prune.DELETE_KEYS,
+        prune.SELECT_FREE,
+    ],
+    "count": [sql for name, sql in vars(counting).items() if name.startswith(("COUNT_", "SELECT_"))],
+    "check": [consistency.SELECT_DELIVERED],
 }
 
 
@@ -247,6 +272,8 @@ async def test_no_unit_scans_a_table(desk: Desk, unit: str) -> None:
         ("runs", RunFilter(sync="failed")),
         ("outbox", MessageFilter(state="pending")),
         ("outbox", MessageFilter(state="dead")),
+        ("outbox", MessageFilter(state="delivered")),
+        ("outbox", MessageFilter(kind="create")),
         ("outbox", MessageFilter(run_id=RUN)),
         ("errors", ErrorFilter(kind="rejected", state="open")),
         ("errors", ErrorFilter(state="open")),

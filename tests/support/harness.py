@@ -19,6 +19,7 @@ from app.config import (
     AirtableSettings,
     ApifySettings,
     ConsistencySettings,
+    RetentionSettings,
     Secrets,
     ServerSettings,
     Settings,
@@ -144,6 +145,7 @@ def make_settings(folder: Path, airtable_url: str, base_id: str, **sections: Map
         "apify": {"actor_id": HARVESTER.id},
         "sync": {"backoff_base_seconds": 0.05, "backoff_max_seconds": 0.2, "shutdown_seconds": 5.0},
         "consistency": {"interval_seconds": 0, "grace_seconds": 0},
+        "retention": {"delivered_days": 0, "idempotency_days": 0},
     }
     merged = {name: {**values, **sections.get(name, {})} for name, values in defaults.items()}
     return Settings(
@@ -153,6 +155,7 @@ def make_settings(folder: Path, airtable_url: str, base_id: str, **sections: Map
         apify=ApifySettings.model_validate(merged["apify"]),
         sync=SyncSettings.model_validate(merged["sync"]),
         consistency=ConsistencySettings.model_validate(merged["consistency"]),
+        retention=RetentionSettings.model_validate(merged["retention"]),
     )
 
 

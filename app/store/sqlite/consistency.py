@@ -29,11 +29,15 @@ MOST_DETAILS: Final = 1_000
 # See ------------------------------------------------------------------------------------------------------------
 
 FORGET: Final = ("DELETE FROM check_seen", "DELETE FROM check_doubts", "DELETE FROM check_findings")
-# What the record of an adopted run held before is not ours: only what a message of ours named is compared.
+# What the record of an adopted run held before is not ours: only what a message of ours named is compared, be it
+# pruned by now.
 SELECT_DELIVERED = """
 SELECT run_id, airtable_record_id, fields, CASE origin WHEN 'adopted' THEN (
-    SELECT json_group_array(DISTINCT named.value) FROM outbox AS m, json_each(m.fields) AS named
-    WHERE m.run_id = runs.run_id AND m.delivered_at IS NOT NULL) END AS named
+    SELECT json_group_array(DISTINCT named.value) FROM (
+        SELECT m.fields FROM outbox AS m WHERE m.run_id = runs.run_id AND m.delivered_at IS NOT NULL
+        UNION ALL
+        SELECT p.fields FROM pruned_messages AS p WHERE p.run_id = runs.run_id
+    ) AS ours, json_each(ours.fields) AS named) END AS named
 FROM runs WHERE airtable_record_id IN (SELECT value FROM json_each(?))
 """
 NOTE_RECORD = """

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import sqlite3
     from datetime import datetime, timedelta
 
+    from app.policy.budget import Allowance
     from app.policy.delivery import RunSettlement, Settlement
 
 # Claim ----------------------------------------------------------------------------------------------------------
@@ -26,19 +27,23 @@ if TYPE_CHECKING:
 MESSAGES_PER_RUN: Final = 1_000
 
 # Runs of one lane go in one request: creates apart from updates, and those under suspicion in smaller groups.
-SELECT_LANE = """
-WITH lane (creating, share) AS (VALUES (1, 10), (1, 5), (1, 2), (1, 1), (0, 10), (0, 5), (0, 2), (0, 1))
+LANES: Final = "(1, 10), (1, 5), (1, 2), (1, 1), (0, 10), (0, 5), (0, 2), (0, 1)"
+SELECT_LANE = f"""
+WITH lane (creating, share) AS (VALUES {LANES})
 SELECT creating, share, (
     SELECT min(due_at) FROM runs
     WHERE (airtable_record_id IS NULL) = lane.creating AND share = lane.share AND due_at IS NOT NULL AND call_id IS NULL
 ) AS due_at
-FROM lane WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1
+FROM lane WHERE due_at IS NOT NULL AND creating >= :only_creates ORDER BY due_at LIMIT 1
 """
+# A call that leaves anyway takes along runs that only linger for company; one that failed keeps to its pause.
 SELECT_DUE = """
-SELECT run_id, airtable_record_id, share, failures, fields FROM runs
-WHERE (airtable_record_id IS NULL) = :creating AND share = :share AND due_at <= :at
-    AND due_at IS NOT NULL AND call_id IS NULL
-ORDER BY due_at LIMIT :share
+SELECT run_id, airtable_record_id, share, failures, fields FROM (
+    SELECT * FROM runs
+    WHERE (airtable_record_id IS NULL) = :creating AND share = :share AND due_at <= :company_until
+        AND due_at IS NOT NULL AND call_id IS NULL
+    ORDER BY due_at LIMIT :share)
+WHERE due_at <= :at OR failures = 0
 """
 HAS_PENDING = "SELECT 1 FROM outbox WHERE run_id = ? AND delivered_at IS NULL AND state = 'pending' LIMIT 1"
 INSERT_CALL = "INSERT INTO airtable_calls (method, records, messages, started_at) VALUES (?, 0, 0, ?)"
@@ -58,22 +63,22 @@ RETURNING id, fields, attempts
 """
 
 
-def next_due(connection: sqlite3.Connection) -> str | None:
+def next_due(connection: sqlite3.Connection, *, only_creates: bool) -> str | None:
     """When the first run is due that nobody carries."""
-    lane = connection.execute(SELECT_LANE).fetchone()
+    lane = connection.execute(SELECT_LANE, {"only_creates": only_creates}).fetchone()
     return None if lane is None else lane["due_at"]
 
 
-def claim(connection: sqlite3.Connection, at: datetime) -> Claim | None:
+def claim(connection: sqlite3.Connection, at: datetime, *, company_until: datetime, only_creates: bool) -> Claim | None:
     """Take the runs that are due longest, and all that waits for each: marked as sending, under a new call."""
-    lane = connection.execute(SELECT_LANE).fetchone()
+    lane = connection.execute(SELECT_LANE, {"only_creates": only_creates}).fetchone()
     if lane is None or lane["due_at"] > iso(at):
         return None
     creating = bool(lane["creating"])
-    due = {"creating": lane["creating"], "share": lane["share"], "at": iso(at)}
+    due = {**dict(lane), "at": iso(at), "company_until": iso(company_until)}
     rows = [row for row in connection.execute(SELECT_DUE, due).fetchall() if _something_waits(connection, row, at)]
     if not rows:
-        return claim(connection, at)
+        return claim(connection, at, company_until=company_until, only_creates=only_creates)
     call = connection.execute(INSERT_CALL, (MessageKind.CREATE if creating else MessageKind.UPDATE, iso(at)))
     call_id = int(call.lastrowid or 0)
     runs = tuple(_claim_run(connection, row, call_id) for row in rows)
@@ -136,8 +141,11 @@ UPDATE runs SET
         AND NOT EXISTS (
             SELECT 1 FROM outbox AS c WHERE c.run_id = runs.run_id AND c.kind = 'create' AND c.state = 'dead')
         THEN :due_at END,
-    sync = (SELECT CASE WHEN sum(m.state = 'dead') > 0 THEN 'failed' WHEN count(*) > 0 THEN 'pending' ELSE 'synced' END
-            FROM outbox AS m WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL)
+    sync = CASE
+        WHEN EXISTS (SELECT 1 FROM outbox AS m
+            WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL AND m.state = 'dead') THEN 'failed'
+        WHEN EXISTS (SELECT 1 FROM outbox AS m WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL) THEN 'pending'
+        ELSE 'synced' END
 WHERE run_id = :run_id
 """
 
@@ -213,6 +221,16 @@ def bind_base(connection: sqlite3.Connection, base_id: str, at: datetime) -> Non
         )
 
 
+# Budget ---------------------------------------------------------------------------------------------------------
+
+KEEP_BUDGET = "UPDATE call_budget SET monthly_calls = ?, state = ?, updates_wait_until = ?"
+
+
+def keep_budget(connection: sqlite3.Connection, monthly_calls: int, allowance: Allowance) -> None:
+    until = allowance.updates_wait_until
+    connection.execute(KEEP_BUDGET, (monthly_calls, allowance.state, iso(until) if until else None))
+
+
 # Ask ------------------------------------------------------------------------------------------------------------
 
 COUNT_RECORDS = "UPDATE airtable_calls SET records = ? WHERE id = ?"
@@ -239,13 +257,19 @@ UPDATE outbox SET state = 'pending' WHERE kind = ? AND state = 'sending' AND del
 """
 RECOVER_RUNS = "UPDATE runs SET call_id = NULL, due_at = ? WHERE call_id IS NOT NULL"
 # A due time that is further ahead than any wait of ours was given by a clock that has been set back since.
-RECOVER_FAR_RUNS = "UPDATE runs SET due_at = :at WHERE due_at > :latest AND due_at IS NOT NULL AND call_id IS NULL"
+RECOVER_FAR_RUNS = f"""
+UPDATE runs SET due_at = :at WHERE id IN (
+    WITH lane (creating, share) AS (VALUES {LANES})
+    SELECT r.id FROM lane CROSS JOIN runs AS r ON (r.airtable_record_id IS NULL) = lane.creating
+        AND r.share = lane.share AND r.due_at > :latest AND r.due_at IS NOT NULL AND r.call_id IS NULL)
+"""
 RECOVER_FAR_LOOKS = "UPDATE errors SET look_due_at = :at WHERE look_due_at > :latest"
 # Nothing of ours leaves a message without a due time but the death of its create; a person's hand does.
 RECOVER_UNDUE_RUNS = """
 UPDATE runs SET due_at = :at
-WHERE due_at IS NULL
-    AND run_id IN (SELECT run_id FROM outbox WHERE delivered_at IS NULL AND state = 'pending')
+WHERE due_at IS NULL AND sync <> 'synced'
+    AND EXISTS (SELECT 1 FROM outbox AS m
+        WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL AND m.state = 'pending')
     AND NOT EXISTS (
         SELECT 1 FROM outbox AS c WHERE c.run_id = runs.run_id AND c.kind = 'create' AND c.state = 'dead')
 """

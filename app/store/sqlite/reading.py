@@ -1,30 +1,24 @@
-"""Units that only read: one run with all that happened to it, listings by page, counts."""
+"""Units that only read: one run with all that happened to it, listings by page."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Final
 
-from app.clock import iso, parse_iso
 from app.fields import load_fold, plain
-from app.store.sqlite.consistency import last_summary
 from app.store.views import (
     BatchView,
-    CallCounts,
-    CreationStats,
     ErrorView,
     MessageView,
     Page,
     RunSummary,
     RunView,
-    Stats,
     TimelineEntry,
 )
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Mapping
-    from datetime import datetime
     from typing import TypeVar
 
     from app.store.views import ErrorFilter, MessageFilter, RunFilter, Slice
@@ -194,43 +188,3 @@ def _message(row: sqlite3.Row) -> MessageView:
     values["fields"] = json.loads(row["fields"])
     values["change"] = json.loads(row["change"])
     return MessageView(**values)
-
-
-# Counts ---------------------------------------------------------------------------------------------------------
-
-COUNT_RUNS = "SELECT count(*) FROM runs"
-COUNT_STATES = (
-    "SELECT state, count(*) AS n, min(accepted_at) AS oldest FROM outbox WHERE delivered_at IS NULL GROUP BY state"
-)
-COUNT_HELD = "SELECT count(*) FROM held_updates WHERE state = 'held'"
-COUNT_OPEN = "SELECT kind, count(*) AS n FROM errors WHERE state = 'open' GROUP BY kind"
-SELECT_CREATIONS = "SELECT * FROM creation_stats LIMIT 14"
-CREATION_RATE = """
-SELECT round(1.0 * sum(state = 'delivered') / nullif(sum(state IN ('delivered', 'dead')), 0), 4)
-FROM outbox WHERE kind = 'create'
-"""
-COUNT_CALLS = "SELECT outcome, count(*) AS n FROM airtable_calls WHERE started_at >= ? GROUP BY outcome"
-
-
-def stats(connection: sqlite3.Connection, at: datetime) -> Stats:
-    states = {row["state"]: row for row in connection.execute(COUNT_STATES)}
-    waiting = [states[name] for name in ("pending", "sending") if name in states]
-    oldest = min((row["oldest"] for row in waiting), default=None)
-    month = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    calls = {row["outcome"]: row["n"] for row in connection.execute(COUNT_CALLS, (iso(month),))}
-    return Stats(
-        runs=connection.execute(COUNT_RUNS).fetchone()[0],
-        pending=sum(row["n"] for row in waiting),
-        dead=states["dead"]["n"] if "dead" in states else 0,
-        held=connection.execute(COUNT_HELD).fetchone()[0],
-        oldest_pending_at=oldest,
-        oldest_pending_seconds=(at - parse_iso(oldest)).total_seconds() if oldest else None,
-        creation_success_rate=connection.execute(CREATION_RATE).fetchone()[0],
-        creations=[
-            CreationStats(row["day"], row["created"], row["already_existed"], row["failed"], row["success_rate"])
-            for row in connection.execute(SELECT_CREATIONS)
-        ],
-        open_errors={row["kind"]: row["n"] for row in connection.execute(COUNT_OPEN)},
-        calls_this_month=CallCounts(sum(calls.values()), calls),
-        last_check=last_summary(connection),
-    )

@@ -35,8 +35,8 @@ UPDATE runs SET
     due_at = CASE WHEN NOT EXISTS (
         SELECT 1 FROM outbox AS c WHERE c.run_id = runs.run_id AND c.kind = 'create' AND c.state = 'dead')
         THEN coalesce(due_at, :at) END,
-    sync = (SELECT CASE WHEN sum(m.state = 'dead') > 0 THEN 'failed' ELSE 'pending' END
-            FROM outbox AS m WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL)
+    sync = CASE WHEN EXISTS (SELECT 1 FROM outbox AS m
+        WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL AND m.state = 'dead') THEN 'failed' ELSE 'pending' END
 WHERE run_id = :run_id
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -12,26 +13,29 @@ from filelock import FileLock, Timeout
 from app.clock import parse_iso
 from app.errors import StoreError, StoreLocked
 from app.store.protocol import LONGEST_WAIT
-from app.store.sqlite import consistency, counting, delivery, harvest, intake, missing, reading, replay, webhooks
+from app.store.sqlite import consistency, counting, delivery, harvest, intake, missing, prune, reading, replay, webhooks
 from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
 from app.store.sqlite.intake import When
 from app.store.sqlite.migrate import migrate, migrations_directory, missing_migrations, read_migrations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from pathlib import Path
 
     from app.model import Created, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.policy.budget import Allowance
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, HarvestRules
     from app.store.protocol import (
         Adoption,
         BatchStep,
+        Bite,
         CheckOutcome,
         CheckScope,
         Delivered,
         Doubt,
+        PruneCursor,
         SeenRecord,
         WebhookEvent,
     )
@@ -79,7 +83,7 @@ class SqliteReading:
         return await self._reader.run(lambda connection: reading.errors(connection, chosen, part))
 
     async def stats(self, at: datetime) -> Stats:
-        return await self._reader.run(lambda connection: reading.stats(connection, at))
+        return await self._reader.run(lambda connection: counting.stats(connection, at))
 
     async def check_progress(self, since: datetime) -> CheckProgress:
         return await self._reader.run(lambda connection: consistency.progress(connection, since))
@@ -148,11 +152,14 @@ class SqliteStore(SqliteReading):
 
     # Outbox
 
-    async def claim(self, at: datetime) -> Claim | None:
-        return await self._writer.run(lambda connection: delivery.claim(connection, at))
+    async def claim(self, at: datetime, *, only_creates: bool = False) -> Claim | None:
+        company = at + timedelta(seconds=self._linger_seconds)
+        return await self._writer.run(
+            lambda connection: delivery.claim(connection, at, company_until=company, only_creates=only_creates)
+        )
 
-    async def next_due(self) -> datetime | None:
-        due = await self._reader.run(delivery.next_due)
+    async def next_due(self, *, only_creates: bool = False) -> datetime | None:
+        due = await self._reader.run(lambda connection: delivery.next_due(connection, only_creates=only_creates))
         return None if due is None else parse_iso(due)
 
     async def settle(self, settlement: Settlement, at: datetime) -> None:
@@ -169,6 +176,12 @@ class SqliteStore(SqliteReading):
 
     async def recover(self, at: datetime, longest_wait: timedelta = LONGEST_WAIT) -> int:
         return await self._writer.run(lambda connection: delivery.recover(connection, at, longest_wait))
+
+    async def calls_this_month(self, at: datetime) -> int:
+        return await self._reader.run(lambda connection: counting.calls_this_month(connection, at).total)
+
+    async def keep_budget(self, monthly_calls: int, allowance: Allowance) -> None:
+        await self._writer.run(lambda connection: delivery.keep_budget(connection, monthly_calls, allowance))
 
     async def last_rate_limited(self, since: datetime) -> datetime | None:
         last = await self._reader.run(lambda connection: delivery.last_rate_limited(connection, since))
@@ -254,6 +267,23 @@ class SqliteStore(SqliteReading):
     async def last_check_at(self) -> datetime | None:
         at = await self._reader.run(consistency.last_check_at)
         return None if at is None else parse_iso(at)
+
+    # Retention
+
+    async def prune_messages(self, before: datetime, cursor: PruneCursor) -> Bite:
+        return await self._writer.run(lambda connection: prune.prune_messages(connection, before, cursor))
+
+    async def prune_calls(self, before: datetime) -> int:
+        return await self._writer.run(lambda connection: prune.prune_calls(connection, before))
+
+    async def prune_webhook_bodies(self, before: datetime) -> int:
+        return await self._writer.run(lambda connection: prune.prune_webhook_bodies(connection, before))
+
+    async def prune_idempotency_keys(self, before: datetime) -> int:
+        return await self._writer.run(lambda connection: prune.prune_idempotency_keys(connection, before))
+
+    async def free_bytes(self) -> int:
+        return await self._reader.run(prune.free_bytes)
 
     # Replay
 
