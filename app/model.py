@@ -86,6 +86,14 @@ class Resolution(StrEnum):
     GONE = "no_longer_seen"
 
 
+class Action(StrEnum):
+    """What a person decides: to send a message again, to close an error, to check now."""
+
+    RETRY = "retry"
+    RESOLVE = "resolve"
+    CHECK = "check"
+
+
 class BatchState(StrEnum):
     QUEUED = "queued"
     STARTING = "starting"

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.fields import Fold
-    from app.model import BatchState, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.model import Action, BatchState, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.budget import Allowance
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, Report
     from app.store.views import (
+        ActivityStep,
         CheckFinding,
         CheckProgress,
         CheckSummary,
         Counts,
+        DecisionFilter,
+        DecisionView,
         ErrorFilter,
         ErrorView,
         MessageFilter,
@@ -302,14 +305,23 @@ class Retention(Protocol):
 class Replay(Protocol):
     """What a person decides."""
 
-    async def retry(self, message_id: int, at: datetime) -> MessageView | None:
-        """The message, pending again. Raises `NotFound`, or `Conflict` if it is not dead."""
+    async def retry(self, message_id: int, at: datetime, *, who: str | None = None) -> MessageView | None:
+        """The message, pending again; `who` decided it, where that is known.
+
+        Raises `NotFound`, or `Conflict` if it is not dead.
+        """
         ...
 
     async def retry_all(self, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime) -> int: ...
 
-    async def resolve_error(self, error_id: int, *, note: str | None, discard: bool, at: datetime) -> None:
+    async def resolve_error(
+        self, error_id: int, *, note: str | None, discard: bool, at: datetime, who: str | None = None
+    ) -> None:
         """Raises `NotFound`, or `Conflict` if the error is resolved already."""
+        ...
+
+    async def decide(self, action: Action, at: datetime, *, who: str | None, note: str | None) -> None:
+        """Write down what a person decided that changes nothing in the store by itself."""
         ...
 
 
@@ -331,6 +343,12 @@ class Reading(Protocol):
     async def stats(self, at: datetime) -> Stats: ...
 
     async def counts(self, at: datetime) -> Counts: ...
+
+    async def decisions(self, chosen: DecisionFilter, part: Slice) -> Page[DecisionView]: ...
+
+    async def activity(self, since: datetime, step: timedelta, count: int) -> Sequence[ActivityStep]:
+        """`count` steps from `since` on, each as long as `step`."""
+        ...
 
     async def check_progress(self, since: datetime) -> CheckProgress: ...
 

@@ -293,6 +293,44 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionFilter:
+    """About one message, one error, or of one kind."""
+
+    action: str | None = None
+    message_id: int | None = None
+    error_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionView:
+    """What a person decided; `who` where they said who they are."""
+
+    id: int
+    at: str
+    action: str
+    who: str | None
+    run_id: str | None
+    message_id: int | None
+    error_id: int | None
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityStep:
+    """What happened from `start` to the next step: messages accepted, delivered, and set aside (and not retried since).
+
+    The delays, from acceptance to Airtable, are of the step's latest deliveries; none where nothing was delivered.
+    """
+
+    start: str
+    accepted: int
+    delivered: int
+    dead: int
+    median_delay_seconds: float | None
+    slowest_delay_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """What the metrics are made of. `created` and `already_existed` only grow; the rest is as it stands."""
 

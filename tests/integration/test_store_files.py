@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.errors import StoreError
-from app.store.sqlite import consistency, counting, delivery, intake, prune, reading, replay, webhooks
+from app.store.sqlite import activity, consistency, counting, delivery, intake, prune, reading, replay, webhooks
 from app.store.sqlite.store import hold_lock, open_reading
-from app.store.views import ErrorFilter, MessageFilter, RunFilter, Slice
+from app.store.views import DecisionFilter, ErrorFilter, MessageFilter, RunFilter, Slice
 from tests.support.stores import JOB, Desk, adding, kickoff, later, open_desk, setting
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ ON_THE_WAY = {
         intake.RESOLVE_MISSING,
         webhooks.SELECT_HELD_EVENTS,
     ],
-    "accept an update": [intake.SELECT_KEY, intake.SELECT_FOLD, intake.UPDATE_FOLD, intake.UPDATE_WAITING],
+    "accept an update": [intake.SELECT_KEY, intake.SELECT_FOLD, intake.UPDATE_FOLD],
     "hold": [intake.SELECT_MISSING, intake.COUNT_ERROR, intake.SELECT_OF_JOB, intake.SELECT_OF_CLIENT],
     "accept a webhook": [
         webhooks.COUNT_DELIVERY,
@@ -254,6 +254,14 @@ ON_THE_WAY = {
     ],
     "count": [sql for name, sql in vars(counting).items() if name.startswith(("COUNT_", "SELECT_"))],
     "check": [consistency.SELECT_DELIVERED],
+    "plot": [
+        activity.FIRST_ID,
+        activity.LAST_ID,
+        activity.MIDDLE,
+        activity.COUNT_DELIVERED,
+        activity.COUNT_DEAD,
+        activity.SELECT_TIMES,
+    ],
 }
 
 
@@ -279,10 +287,14 @@ async def test_no_unit_scans_a_table(desk: Desk, unit: str) -> None:
         ("errors", ErrorFilter(state="open")),
         ("errors", ErrorFilter(run_id=RUN)),
         ("errors", ErrorFilter(client_id="Guy")),
+        ("runs", RunFilter(status="Failed", sync="synced")),
+        ("decisions", DecisionFilter(message_id=1)),
+        ("decisions", DecisionFilter(error_id=1)),
+        ("decisions", DecisionFilter(action="check")),
     ],
 )
 async def test_no_listing_by_filter_scans_a_table(
-    desk: Desk, table: str, chosen: RunFilter | MessageFilter | ErrorFilter
+    desk: Desk, table: str, chosen: RunFilter | MessageFilter | ErrorFilter | DecisionFilter
 ) -> None:
     """The statements that a listing really runs, as the connection saw them."""
     ran: list[str] = []
@@ -296,6 +308,8 @@ async def test_no_listing_by_filter_scans_a_table(
                 reading.messages(connection, chosen, Slice(before=7))
             case ErrorFilter():
                 reading.errors(connection, chosen, Slice(before=7))
+            case DecisionFilter():
+                reading.decisions(connection, chosen, Slice(before=7))
         connection.set_trace_callback(None)
         (statement,) = [one for one in ran if one.lstrip().startswith("SELECT")]
         connection.row_factory = None

@@ -6,8 +6,10 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from app.fields import load_fold, plain
+from app.model import SyncState
 from app.store.views import (
     BatchView,
+    DecisionView,
     ErrorView,
     MessageView,
     Page,
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeVar
 
-    from app.store.views import ErrorFilter, MessageFilter, RunFilter, Slice
+    from app.store.views import DecisionFilter, ErrorFilter, MessageFilter, RunFilter, Slice
 
     T = TypeVar("T")
 
@@ -113,7 +115,8 @@ def runs(connection: sqlite3.Connection, chosen: RunFilter, part: Slice) -> Page
         "runs.client_id = ?": chosen.client_id,
         "runs.job_id = ?": chosen.job_id,
         "runs.status = ?": chosen.status,
-        "runs.sync = ?": chosen.sync,
+        # Nearly all are synced: that is no way to find those of a status (+ keeps its index out).
+        ("+runs.sync = ?" if chosen.sync == SyncState.SYNCED and chosen.status else "runs.sync = ?"): chosen.sync,
     }
     return _page(connection, SELECT_RUNS, "runs.id", terms, part, _run_summary)
 
@@ -126,6 +129,19 @@ def errors(connection: sqlite3.Connection, chosen: ErrorFilter, part: Slice) -> 
         "errors.client_id = ?": chosen.client_id,
     }
     return _page(connection, ERROR_COLUMNS, "errors.id", terms, part, _error)
+
+
+def decisions(connection: sqlite3.Connection, chosen: DecisionFilter, part: Slice) -> Page[DecisionView]:
+    terms = {
+        "decisions.action = ?": chosen.action,
+        "decisions.message_id = ?": chosen.message_id,
+        "decisions.error_id = ?": chosen.error_id,
+    }
+    return _page(connection, "SELECT * FROM decisions", "decisions.id", terms, part, _decision)
+
+
+def _decision(row: sqlite3.Row) -> DecisionView:
+    return DecisionView(**{name: row[name] for name in DecisionView.__slots__})
 
 
 #: The time that `since` is about: of the delivery, of the death, else of the acceptance.
@@ -152,7 +168,7 @@ def _page(
     connection: sqlite3.Connection,
     select: str,
     key: str,
-    terms: Mapping[str, str | None],
+    terms: Mapping[str, str | int | None],
     part: Slice,
     view: Callable[[sqlite3.Row], T],
     always: tuple[str, ...] = (),

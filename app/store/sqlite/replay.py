@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from app.clock import iso
 from app.errors import Conflict, NotFound
-from app.model import Resolution
+from app.model import Action, Resolution
 
 if TYPE_CHECKING:
     import sqlite3
@@ -41,8 +41,8 @@ WHERE run_id = :run_id
 """
 
 
-def retry(connection: sqlite3.Connection, message_id: int, at: datetime) -> None:
-    """Send a dead message again.
+def retry(connection: sqlite3.Connection, message_id: int, at: datetime, who: str | None) -> None:
+    """Send a dead message again, as `who` decided.
 
     Raises:
         NotFound: there is no such message.
@@ -53,7 +53,7 @@ def retry(connection: sqlite3.Connection, message_id: int, at: datetime) -> None
         raise NotFound(f"there is no message {message_id}")
     if message["state"] != "dead":
         raise Conflict(f"message {message_id} is {message['state']}: only dead messages can be retried")
-    _revive(connection, [message], at)
+    _revive(connection, [message], at, who)
 
 
 def retry_all(
@@ -62,22 +62,24 @@ def retry_all(
     """Send dead messages again: of one kind of error, of one run, set aside since then. How many there were."""
     chosen = {"kind": kind, "run_id": run_id, "since": since and iso(since)}
     dead = connection.execute(SELECT_DEAD, chosen).fetchall()
-    _revive(connection, dead, at)
+    _revive(connection, dead, at, None)
     return len(dead)
 
 
-def _revive(connection: sqlite3.Connection, messages: Sequence[sqlite3.Row], at: datetime) -> None:
+def _revive(connection: sqlite3.Connection, messages: Sequence[sqlite3.Row], at: datetime, who: str | None) -> None:
     connection.executemany(REVIVE, [(message["id"],) for message in messages])
     for error_id in {message["error_id"] for message in messages}:
         resolved = {"error_id": error_id, "at": iso(at), "resolution": Resolution.REPLAYED}
         connection.execute(RESOLVE_REPLAYED, resolved)
     for run_id in {message["run_id"] for message in messages}:
         connection.execute(WAKE_RUN, {"run_id": run_id, "at": iso(at)})
+    for message in messages:
+        decide(connection, Action.RETRY, at, who, run_id=message["run_id"], message_id=message["id"])
 
 
 # Resolve --------------------------------------------------------------------------------------------------------
 
-SELECT_ERROR = "SELECT state FROM errors WHERE id = ?"
+SELECT_ERROR = "SELECT run_id, state FROM errors WHERE id = ?"
 RESOLVE = (
     "UPDATE errors SET state = 'resolved', resolved_at = ?, resolution = ?, note = ?, look_due_at = NULL WHERE id = ?"
 )
@@ -89,9 +91,9 @@ WHERE error_id = ? AND outcome = 'held'
 
 
 def resolve_error(
-    connection: sqlite3.Connection, error_id: int, *, note: str | None, discard: bool, at: datetime
+    connection: sqlite3.Connection, error_id: int, *, note: str | None, discard: bool, at: datetime, who: str | None
 ) -> None:
-    """Close an error by hand. What it holds stays held, unless it is to be discarded.
+    """Close an error by hand, as `who` decided. What it holds stays held, unless it is to be discarded.
 
     Raises:
         NotFound: there is no such error.
@@ -106,3 +108,26 @@ def resolve_error(
     if discard:
         connection.execute(DISCARD_UPDATES, (iso(at), error_id))
         connection.execute(DISCARD_WEBHOOKS, (error_id,))
+    decide(connection, Action.RESOLVE, at, who, run_id=error["run_id"], error_id=error_id, note=note)
+
+
+# Decisions ------------------------------------------------------------------------------------------------------
+
+INSERT_DECISION = """
+INSERT INTO decisions (at, action, who, run_id, message_id, error_id, note) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+def decide(
+    connection: sqlite3.Connection,
+    action: Action,
+    at: datetime,
+    who: str | None,
+    *,
+    run_id: str | None = None,
+    message_id: int | None = None,
+    error_id: int | None = None,
+    note: str | None = None,
+) -> None:
+    """Write down who decided what."""
+    connection.execute(INSERT_DECISION, (iso(at), action, who, run_id, message_id, error_id, note))

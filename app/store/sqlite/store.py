@@ -13,7 +13,19 @@ from filelock import FileLock, Timeout
 from app.clock import parse_iso
 from app.errors import StoreError, StoreLocked
 from app.store.protocol import LONGEST_WAIT
-from app.store.sqlite import consistency, counting, delivery, harvest, intake, missing, prune, reading, replay, webhooks
+from app.store.sqlite import (
+    activity,
+    consistency,
+    counting,
+    delivery,
+    harvest,
+    intake,
+    missing,
+    prune,
+    reading,
+    replay,
+    webhooks,
+)
 from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
 from app.store.sqlite.intake import When
 from app.store.sqlite.migrate import migrate, migrations_directory, missing_migrations, read_migrations
@@ -23,7 +35,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from app.model import Created, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.model import Action, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.budget import Allowance
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, HarvestRules
@@ -40,9 +52,12 @@ if TYPE_CHECKING:
         WebhookEvent,
     )
     from app.store.views import (
+        ActivityStep,
         CheckProgress,
         CheckSummary,
         Counts,
+        DecisionFilter,
+        DecisionView,
         ErrorFilter,
         ErrorView,
         MessageFilter,
@@ -84,6 +99,12 @@ class SqliteReading:
 
     async def stats(self, at: datetime) -> Stats:
         return await self._reader.run(lambda connection: counting.stats(connection, at))
+
+    async def decisions(self, chosen: DecisionFilter, part: Slice) -> Page[DecisionView]:
+        return await self._reader.run(lambda connection: reading.decisions(connection, chosen, part))
+
+    async def activity(self, since: datetime, step: timedelta, count: int) -> Sequence[ActivityStep]:
+        return await self._reader.run(lambda connection: activity.activity(connection, since, step, count))
 
     async def check_progress(self, since: datetime) -> CheckProgress:
         return await self._reader.run(lambda connection: consistency.progress(connection, since))
@@ -287,9 +308,9 @@ class SqliteStore(SqliteReading):
 
     # Replay
 
-    async def retry(self, message_id: int, at: datetime) -> MessageView | None:
+    async def retry(self, message_id: int, at: datetime, *, who: str | None = None) -> MessageView | None:
         def revive(connection: sqlite3.Connection) -> MessageView | None:
-            replay.retry(connection, message_id, at)
+            replay.retry(connection, message_id, at, who)
             return reading.message(connection, message_id)  # before the sync loop can take it
 
         return await self._writer.run(revive)
@@ -299,10 +320,15 @@ class SqliteStore(SqliteReading):
             lambda connection: replay.retry_all(connection, kind=kind, run_id=run_id, since=since, at=at)
         )
 
-    async def resolve_error(self, error_id: int, *, note: str | None, discard: bool, at: datetime) -> None:
+    async def resolve_error(
+        self, error_id: int, *, note: str | None, discard: bool, at: datetime, who: str | None = None
+    ) -> None:
         await self._writer.run(
-            lambda connection: replay.resolve_error(connection, error_id, note=note, discard=discard, at=at)
+            lambda connection: replay.resolve_error(connection, error_id, note=note, discard=discard, at=at, who=who)
         )
+
+    async def decide(self, action: Action, at: datetime, *, who: str | None, note: str | None) -> None:
+        await self._writer.run(lambda connection: replay.decide(connection, action, at, who, note=note))
 
     async def check(self) -> None:
         await self._writer.run(lambda _connection: None)
