@@ -123,6 +123,10 @@ class ConsistencyCheck:
         last = await self._store.last_check_at() or now
         return min(last + interval - now, interval).total_seconds()
 
+    @property
+    def is_checking(self) -> bool:
+        return self._checking is not None
+
     def stop(self) -> None:
         """Give up the check under way, if there is one: it has changed nothing yet."""
         self._stopping = True

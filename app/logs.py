@@ -14,7 +14,7 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 REDACTED: Final = "[redacted]"
 _SECRET_NAMES: Final = ("authorization", "token", "secret", "api_key", "password", "cookie")
@@ -50,44 +50,48 @@ class Redaction:
 
 
 def configure_logs(secrets: Sequence[str], *, for_people: bool | None = None, quiet: bool = False) -> None:
-    """Send our events and the libraries' to standard error in one form; `quiet` keeps all but the fatal ones back.
-
-    Ours go there straight: by way of the standard library each would cost as much as the rest of a small request.
-    """
+    """Send our events and the libraries' to standard error in one form; `quiet` keeps all but the fatal ones back."""
     if for_people is None:
         for_people = sys.stderr.isatty()
-    named: list[Processor] = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
+        structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    written: list[Processor] = [
-        structlog.processors.format_exc_info,
-        Redaction(secrets),
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    last: list[Processor] = (
+        [Redaction(secrets), structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if for_people
-        else structlog.processors.JSONRenderer(ensure_ascii=False),
-    ]
+        else [Redaction(secrets), structlog.processors.JSONRenderer(ensure_ascii=False)]
+    )
+    format_exception: list[Processor] = [structlog.processors.format_exc_info]
     structlog.configure(
-        processors=[*named, *written],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL if quiet else logging.INFO),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=named,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *written],
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *format_exception,
+                *last,
+            ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("app").setLevel(logging.CRITICAL if quiet else logging.INFO)  # the emulators' own
+    logging.getLogger("app").setLevel(logging.CRITICAL if quiet else logging.INFO)
 
 
-def get_logger(name: str) -> FilteringBoundLogger:
-    logger: FilteringBoundLogger = structlog.get_logger(name)
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger

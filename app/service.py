@@ -7,6 +7,7 @@ import contextlib
 import random
 import secrets as randomness
 import socket
+import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -33,9 +34,12 @@ from app.web.guard import Bearer
 from app.web.handlers import Calls
 from app.web.health import Health
 from app.web.metrics import LoopState, Metrics
+from app.web.page import Page
+from app.web.session import Sessions
+from app.web.verdict import Standing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from app.config import Secrets, Settings
     from app.store.protocol import Store
@@ -48,7 +52,7 @@ HTTP_SHUTDOWN_SECONDS: Final = 3.0
 
 
 def new_id() -> str:
-    return randomness.token_hex(16)
+    return uuid.uuid4().hex
 
 
 def new_token() -> str:
@@ -352,10 +356,22 @@ async def _serving(
         lambda: service.stopping,
     )
     metrics = Metrics(store.counts, lambda: _loop_state(service), sources.clock, internal=internal)
+    page = Page(
+        store,
+        store,
+        sources.clock,
+        sessions=Sessions(secrets.internal_tokens, sources.clock, new_token),
+        check=service.consistency.check,
+        standing=lambda: _standing(service),
+        statuses=_statuses(settings),
+        public_url=settings.server.public_url,
+        on_work=service.wake,
+    )
     application = make_application(
         calls,
         health,
         metrics,
+        page,
         settings.registry(),
         new_id=sources.new_id,
         max_body_bytes=settings.server.max_body_bytes,
@@ -376,6 +392,19 @@ def _loop_state(service: Service) -> LoopState:
         base_in_trouble=service.sync.trouble is not None,
         schema_flaws=len(service.schema.flaws),
     )
+
+
+def _standing(service: Service) -> Standing:
+    return Standing(
+        trouble=service.sync.trouble,
+        rests_for_seconds=service.sync.rests_for,
+        schema_flaws=[flaw.detail for flaw in service.schema.flaws],
+        is_checking=service.consistency.is_checking,
+    )
+
+
+def _statuses(settings: Settings) -> Sequence[str]:
+    return settings.fields["status"].options if "status" in settings.fields else ()
 
 
 def _url_of(listener: socket.socket) -> str:

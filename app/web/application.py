@@ -10,6 +10,7 @@ from app.web.contract import OPERATIONS
 from app.web.docs import Docs
 from app.web.guard import BODY_SECONDS, request_ids
 from app.web.openapi import make_document
+from app.web.page import set_up_templates
 from app.web.problems import problems
 
 if TYPE_CHECKING:
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from app.web.handlers import Calls
     from app.web.health import Health
     from app.web.metrics import Metrics
+    from app.web.page import Page
 
 
 def make_application(
     calls: Calls,
     health: Health,
     metrics: Metrics,
+    page: Page,
     registry: Registry,
     *,
     new_id: Callable[[], str],
@@ -34,5 +37,6 @@ def make_application(
     application = web.Application(client_max_size=max_body_bytes, middlewares=[request_ids(new_id), problems])
     application[BODY_SECONDS] = body_seconds
     docs = Docs(make_document(OPERATIONS, registry))
-    application.add_routes([*calls.routes(), *health.routes(), *metrics.routes(), *docs.routes()])
+    application.add_routes([*calls.routes(), *health.routes(), *metrics.routes(), *docs.routes(), *page.routes()])
+    set_up_templates(application)
     return application

@@ -98,8 +98,6 @@ async def read_body(request: web.Request) -> bytes:
         TooSlow: it took longer than `BODY_SECONDS`.
         Malformed: it broke off, or is not packed as it says. Too large a body raises aiohttp's own error.
     """
-    if request.content.is_eof():  # it came with the head, as small ones do
-        return await request.read()
     seconds = request.app[BODY_SECONDS]
     try:
         async with asyncio.timeout(seconds):
