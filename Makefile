@@ -8,7 +8,7 @@ BENCH_INSTALLED := .venv-bench/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test soak check lint types layers bench lock clean
+.PHONY: help install browser demo run test soak check lint types layers screenshots bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -28,7 +28,7 @@ demo: install ## run the main job end to end against the sandbox, print what lan
 run: install ## serve against the sandbox until you stop it
 	$(BIN)/python -m app serve --sandbox
 
-test: install ## run every test but the long ones
+test: install browser ## run every test but the long ones
 	$(PYTEST)
 
 soak: install ## run the long tests: what the figures of docs/reliability.md come from
@@ -36,6 +36,16 @@ soak: install ## run the long tests: what the figures of docs/reliability.md com
 	$(PYTEST) --hypothesis-profile soak --timeout 7200 $$(grep -rl hypothesis --include='test_*.py' tests)
 
 check: install lint types layers test ## lint, types, layering and tests
+
+# The browser tests are skipped where Chromium cannot be had, and fail there if CI is set.
+browser: ## install Chromium for the browser tests, where it is missing and we may
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { as_root=$$(test "$$(id -u)" = 0 || echo "sudo -n"); \
+	     $$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium; } \
+	|| echo "No Chromium, and it could not be installed: the browser tests are skipped."
+
+screenshots: install browser ## make the pictures of the page in docs/ from the demo's job
+	$(BIN)/python -m tests.screenshots
 
 lint: install
 	$(BIN)/ruff check .

