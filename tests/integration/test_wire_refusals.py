@@ -1,0 +1,126 @@
+"""There is no way to the base: its name is not found, or the other side is not who it should be. Then there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.harness import AIRTABLE_KEY, Harness
+from tests.support.watching import calls, rows, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+NAME = "airtable.test"
+FAILED = "SELECT DISTINCT error FROM airtable_calls WHERE outcome = 'unknown'"
+TRIES = "SELECT count(*) FROM airtable_calls WHERE outcome = 'unknown'"
+
+
+def point_at(house: Harness, url: str) -> None:
+    airtable = house.settings.airtable.model_copy(update={"endpoint_url": url})
+    house.settings = house.settings.model_copy(update={"airtable": airtable})
+
+
+async def work_without_a_way(house: Harness, says: str) -> str:
+    """What comes is accepted and kept, the failure is said, and no key is told."""
+    run_id = await house.kick_off()
+    assert (await house.call("PATCH", f"/runs/{run_id}", {"add": {"posts_harvested": 7}})).status == 202
+    await until(lambda: int(str(rows(house.store_path, TRIES)[0][0])) >= 3, timeout=30)
+    ready = await house.call("GET", "/readyz", token=None)
+    assert (ready.status, says in ready.text) == (503, True), ready.text
+    assert all(says in str(error) and AIRTABLE_KEY not in str(error) for (error,) in rows(house.store_path, FAILED))
+    assert rows(house.store_path, "SELECT count(*) FROM outbox WHERE state IN ('delivered', 'dead')") == [(0,)]
+    assert house.airtable_server.log == []
+    return run_id
+
+
+async def assert_it_arrived(house: Harness, run_id: str) -> None:
+    await house.synced()
+    assert house.records()[run_id]["Total Posts Harvested"] == 7
+    assert rows(house.store_path, "SELECT count(*) FROM errors") == [(0,)]
+    assert all(call.upsert == (None in call.ids) for call in calls(house.airtable_server.log))
+
+
+@pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_AGAIN])
+async def test_a_name_that_is_not_found_is_waited_for(
+    house: Harness, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    find = socket.getaddrinfo
+    is_found = False
+
+    def look_up(host: str | bytes | None, *rest: object, **more: object) -> object:
+        if host == NAME and not is_found:
+            raise socket.gaierror(code, "the name is not known here")
+        return find("127.0.0.1" if host == NAME else host, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    point_at(house, f"http://{NAME}:{house.airtable_server.port}")
+    async with house.running():
+        run_id = await work_without_a_way(house, "the name is not known here")
+        is_found = True
+        await assert_it_arrived(house, run_id)
+
+
+async def test_what_does_not_speak_tls_gets_nothing_and_the_right_address_gets_it_all(house: Harness) -> None:
+    right = house.airtable_server.url
+    point_at(house, right.replace("http:", "https:"))
+    async with house.running():
+        run_id = await work_without_a_way(house, "SSL")
+    point_at(house, right)
+    async with house.running():
+        await assert_it_arrived(house, run_id)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    made = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", *made], check=True, capture_output=True)
+    return certificate, key
+
+
+@contextlib.asynccontextmanager
+async def tls_before(house: Harness, folder: Path) -> AsyncIterator[tuple[str, Path]]:
+    """A server with a certificate that nobody has signed, in front of the sandbox; its URL and certificate."""
+    certificate, key = make_certificate(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there = await asyncio.open_connection("127.0.0.1", house.airtable_server.port)
+        await asyncio.gather(pour(reader, there), pour(there_reader, writer))
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while some := await reader.read(65_536):
+                writer.write(some)
+                await writer.drain()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context)
+    try:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", certificate
+    finally:
+        server.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make a certificate")
+async def test_a_stranger_with_an_unknown_certificate_gets_nothing_until_it_is_trusted(
+    house: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tls_before(house, house.folder) as (url, certificate):
+        point_at(house, url)
+        async with house.running():
+            run_id = await work_without_a_way(house, "CERTIFICATE_VERIFY_FAILED")
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+            await assert_it_arrived(house, run_id)
