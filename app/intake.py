@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from app.clock import iso
 from app.errors import Flaw, Invalid, Malformed
@@ -56,11 +56,16 @@ class Request(BaseModel):
 _Id = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID, "pattern": ID_PATTERN})]
 
 
+def _whole(value: object) -> object:
+    """JSON has one kind of number: `3.0` is the integer 3 (JSON Schema 2020-12, as the registry's integers)."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class BatchRequest(Request):
     """One actor run: its input, how many profiles are in it, and the actor where it is not the configured one."""
 
     input: JsonValue
-    profiles: Annotated[int, Field(ge=0, le=MOST_PROFILES)] | None = None
+    profiles: Annotated[int, Field(ge=0, le=MOST_PROFILES), BeforeValidator(_whole)] | None = None
     actor_id: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.~-]+$")] | None = None
 
 
