@@ -101,6 +101,11 @@ class IdempotencyKeyReused(Problem):
     status, slug, title = 422, "idempotency-key-reused", "The Idempotency-Key belongs to another request"
 
 
+class Overloaded(Problem):
+    status, slug, title = 503, "overloaded", "Too much waits already"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
+
+
 class Stopping(Problem):
     status, slug, title = 503, "stopping", "The service is stopping"
 

@@ -30,6 +30,7 @@ from app.schema_watch import SchemaWatch
 from app.store.sqlite.store import open_store
 from app.sync import DESCRIBE, SyncLoop, SyncRules
 from app.web.application import make_application
+from app.web.edge import Edge, EdgeLimits
 from app.web.guard import Bearer
 from app.web.handlers import Calls
 from app.web.health import Health
@@ -61,7 +62,7 @@ def new_token() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where time, ids and chance come from, and how long a request's body may take; tests bring their own.
+    """Where time, ids and chance come from, and what the HTTP edge lets in; tests bring their own.
 
     Tests that count every request do without the look at the schema.
     """
@@ -70,7 +71,7 @@ class Sources:
     new_id: Callable[[], str] = new_id
     new_token: Callable[[], str] = new_token
     random: random.Random = field(default_factory=random.SystemRandom)
-    body_seconds: float = 30.0
+    limits: EdgeLimits = field(default_factory=EdgeLimits)
     watch_schema: bool = True
 
 
@@ -367,21 +368,23 @@ async def _serving(
         public_url=settings.server.public_url,
         on_work=service.wake,
     )
+    edge = Edge(sources.limits, sources.new_id)
     application = make_application(
         calls,
         health,
         metrics,
         page,
         settings.registry(),
+        edge=edge,
         new_id=sources.new_id,
         max_body_bytes=settings.server.max_body_bytes,
-        body_seconds=sources.body_seconds,
     )
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=HTTP_SHUTDOWN_SECONDS, handle_signals=False)
     await runner.setup()
     try:
-        await web.SockSite(runner, listener).start()
-        yield
+        assert runner.server is not None
+        async with edge.accepting(runner.server, listener):
+            yield
     finally:
         await runner.cleanup()
 

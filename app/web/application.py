@@ -8,7 +8,8 @@ from aiohttp import web
 
 from app.web.contract import OPERATIONS
 from app.web.docs import Docs
-from app.web.guard import BODY_SECONDS, request_ids
+from app.web.edge import EDGE
+from app.web.guard import request_ids
 from app.web.openapi import make_document
 from app.web.page import set_up_templates
 from app.web.problems import problems
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.fields import Registry
+    from app.web.edge import Edge
     from app.web.handlers import Calls
     from app.web.health import Health
     from app.web.metrics import Metrics
@@ -30,12 +32,14 @@ def make_application(
     page: Page,
     registry: Registry,
     *,
+    edge: Edge,
     new_id: Callable[[], str],
     max_body_bytes: int,
-    body_seconds: float,
 ) -> web.Application:
-    application = web.Application(client_max_size=max_body_bytes, middlewares=[request_ids(new_id), problems])
-    application[BODY_SECONDS] = body_seconds
+    application = web.Application(
+        client_max_size=max_body_bytes, middlewares=[request_ids(new_id), edge.middleware(), problems]
+    )
+    application[EDGE] = edge
     docs = Docs(make_document(OPERATIONS, registry))
     application.add_routes([*calls.routes(), *health.routes(), *metrics.routes(), *docs.routes(), *page.routes()])
     set_up_templates(application)

@@ -14,6 +14,8 @@ from aiohttp import web
 
 from app.errors import Forbidden, Malformed, TooSlow, Unauthorized, UnsupportedMediaType
 from app.logs import get_logger
+from app.web.edge import EDGE
+from app.web.problems import REQUEST_ID, REQUEST_ID_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,10 +24,6 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Within how many seconds a request's body has to arrive.
-BODY_SECONDS: Final = web.AppKey("body_seconds", float)
-REQUEST_ID: Final = web.RequestKey("request_id", str)
-REQUEST_ID_HEADER: Final = "X-Request-ID"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -95,11 +93,17 @@ async def read_body(request: web.Request) -> bytes:
     """The whole body.
 
     Raises:
-        TooSlow: it took longer than `BODY_SECONDS`.
+        Overloaded: too much waits already.
+        TooSlow: it took longer than the edge allows.
         Malformed: it broke off, or is not packed as it says. Too large a body raises aiohttp's own error.
     """
-    seconds = request.app[BODY_SECONDS]
+    edge = request.app[EDGE]
+    declared = request.content_length if request.content_length is not None else request.client_max_size
+    edge.hold(request, min(declared, request.client_max_size))
+    seconds = edge.limits.body_seconds
     try:
+        if request.content.is_eof():  # it came with the head, as small ones do: no timer is worth its while
+            return await request.read()
         async with asyncio.timeout(seconds):
             return await request.read()
     except TimeoutError:

@@ -13,7 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from app import __version__, errors
 from app.fields import IDENTITY, MAX_DECIMAL, MAX_INTEGER, MAX_TEXT, NUMERIC, Field, FieldType
 from app.web.contract import Access
-from app.web.guard import REQUEST_ID_HEADER
+from app.web.problems import CONTENT_TYPE, REQUEST_ID_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Object = dict[str, "Json"]
 
-PROBLEM_TYPE: Final = "application/problem+json"
 _ABOUT: Final = (
     "One Airtable record per client run: created once by a kickoff, changed by updates, nothing lost. Bodies and "
     "answers are JSON; errors are problem details (RFC 9457) whose `type` is stable. What was answered with 2xx is on "
@@ -173,7 +172,7 @@ def _problem_answer(problems: Sequence[type[Problem]], schemas: _Schemas) -> Obj
     return {
         "description": ", or: ".join(problem.title for problem in problems),
         "headers": headers,
-        "content": {PROBLEM_TYPE: {"schema": _any_of([schemas.problem(problem) for problem in problems])}},
+        "content": {CONTENT_TYPE: {"schema": _any_of([schemas.problem(problem) for problem in problems])}},
     }
 
 

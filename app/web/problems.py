@@ -22,7 +22,6 @@ from app.errors import (
 )
 from app.fields import pointed, shown
 from app.logs import get_logger
-from app.web.guard import REQUEST_ID
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 CONTENT_TYPE: Final = "application/problem+json"
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+REQUEST_ID_HEADER: Final = "X-Request-ID"
 
 
 def problem_answer(problem: Problem, request_id: str) -> web.Response:
@@ -49,7 +50,7 @@ def problem_answer(problem: Problem, request_id: str) -> web.Response:
         status=problem.status,
         body=json.dumps(body, ensure_ascii=False).encode("utf-8", errors="backslashreplace"),
         content_type=CONTENT_TYPE,
-        headers=problem.headers,
+        headers={**problem.headers, REQUEST_ID_HEADER: request_id},
     )
 
 

@@ -13,6 +13,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from app.errors import MOST_FLAWS
+from app.web.edge import EdgeLimits
 from tests.support.harness import Harness, harness
 from tests.support.watching import RawAnswer, meddle, raw_request, rows, send_raw
 
@@ -32,7 +33,7 @@ async def served(house: Harness) -> AsyncIterator[Harness]:
 @pytest.fixture
 async def impatient(tmp_path: Path) -> AsyncIterator[Harness]:
     async with harness(tmp_path) as house:
-        house.sources = replace(house.sources, body_seconds=0.05)
+        house.sources = replace(house.sources, limits=EdgeLimits(body_seconds=0.05))
         async with house.running():
             yield house
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 #: Entries of a timeline and errors that one answer shows at most, the latest.
 LATEST: Final = 500
+#: Characters of a timeline's detail that it shows; the message itself is in the outbox.
+MOST_OF_A_DETAIL: Final = 2_000
+#: Characters of a page after which it ends early; its first row is there however large.
+MOST_OF_A_PAGE: Final = 1_000_000
 
 # One run --------------------------------------------------------------------------------------------------------
 
@@ -40,7 +45,8 @@ SELECT_RUN = f"{RUN_COLUMNS}, origin, fields FROM runs WHERE run_id = ?"
 SELECT_BATCHES = "SELECT * FROM batches WHERE run_id = ? ORDER BY number"
 SELECT_TIMELINE = f"""
 SELECT at, what, detail FROM (
-    SELECT * FROM run_timeline WHERE run_id = ? ORDER BY at DESC, step DESC, id DESC LIMIT {LATEST}
+    SELECT at, step, id, what, substr(detail, 1, {MOST_OF_A_DETAIL + 1}) AS detail
+    FROM run_timeline WHERE run_id = ? ORDER BY at DESC, step DESC, id DESC LIMIT {LATEST}
 ) ORDER BY at, step, id
 """
 HELD_COUNT = """
@@ -75,7 +81,11 @@ def run(connection: sqlite3.Connection, run_id: str) -> RunView | None:
 
 def timeline(connection: sqlite3.Connection, run_id: str) -> list[TimelineEntry]:
     rows = connection.execute(SELECT_TIMELINE, (run_id,))
-    return [TimelineEntry(row["at"], row["what"], row["detail"]) for row in rows]
+    return [TimelineEntry(row["at"], row["what"], _shortened(row["detail"])) for row in rows]
+
+
+def _shortened(detail: str | None) -> str | None:
+    return detail if detail is None or len(detail) <= MOST_OF_A_DETAIL else f"{detail[:MOST_OF_A_DETAIL]}…"
 
 
 def _run_summary(row: sqlite3.Row) -> RunSummary:
@@ -179,10 +189,15 @@ def _page(
         chosen[f"{key} < ?"] = part.before
     where = " WHERE " + " AND ".join([*always, *chosen]) if always or chosen else ""
     query = f"{select}{where} ORDER BY {key} DESC LIMIT ?"
-    rows = connection.execute(query, (*chosen.values(), part.limit + 1)).fetchall()
-    shown = rows[: part.limit]
-    cursor = str(shown[-1]["id"]) if len(rows) > part.limit else None
-    return Page([view(row) for row in shown], cursor)
+    shown: list[sqlite3.Row] = []
+    characters = 0
+    with contextlib.closing(connection.execute(query, (*chosen.values(), part.limit + 1))) as rows:
+        for row in rows:
+            characters += sum(len(value) for value in row if isinstance(value, str))
+            if shown and (len(shown) == part.limit or characters > MOST_OF_A_PAGE):
+                return Page([view(one) for one in shown], str(shown[-1]["id"]))
+            shown.append(row)
+    return Page([view(row) for row in shown], None)
 
 
 SELECT_MESSAGE = f"{SELECT_MESSAGES} WHERE outbox.id = ?"

@@ -1,0 +1,193 @@
+"""The outermost edge: what is no HTTP, connections without end, bodies without end, and pages of large rows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+from structlog.testing import capture_logs
+
+from app.store.sqlite.reading import MOST_OF_A_DETAIL, MOST_OF_A_PAGE
+from app.web.edge import EdgeLimits
+from tests.support.harness import Harness, harness
+from tests.support.watching import raw_request, rows, send_raw
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from app.model import Json
+
+GUY = b'{"client_id": "Guy"}'
+
+
+@contextlib.asynccontextmanager
+async def limited(folder: Path, limits: EdgeLimits, **server: Json) -> AsyncIterator[Harness]:
+    async with harness(folder, server=server) as house:
+        house.sources = replace(house.sources, limits=limits)
+        async with house.running():
+            yield house
+
+
+@contextlib.asynccontextmanager
+async def connections(
+    house: Harness, count: int = 1
+) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
+    assert house.service is not None
+    parts = urlsplit(house.service.url)
+    made: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    try:
+        for _ in range(count):
+            made.append(await asyncio.open_connection(parts.hostname, parts.port))  # noqa: PERF401
+        yield made
+    finally:
+        for _, writer in made:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, Json]]:
+    async with asyncio.timeout(10):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(int(line.split(":")[1]) for line in head.splitlines() if line.startswith("Content-Length"))
+        return int(head.split()[1]), json.loads(await reader.readexactly(length))
+
+
+async def test_what_is_no_http_is_a_problem_with_an_id_and_one_line_in_the_log(
+    house: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house.running() as service:
+        for request in (
+            b"NONSENSE\r\n\r\n",
+            b"GET /runs HTTP/9.9\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+            raw_request(b"GET", b"/runs", x="y" * 20_000),
+            raw_request(b"GET", b"/" + b"y" * 20_000),
+            raw_request(b"G ET", b"/runs"),
+            raw_request(b"POST", b"/runs", content_length="-5"),
+            raw_request(b"POST", b"/runs", transfer_encoding="chunked"),
+        ):
+            with capture_logs() as logs:
+                answer = await send_raw(service.url, request)
+            assert answer.status == 400, request[:40]
+            assert (answer.header("Content-Type") or "").startswith("application/problem+json"), request[:40]
+            assert answer.json()["type"] == "urn:runrecords:problem:malformed"
+            assert answer.header("X-Request-ID") == answer.json()["request_id"]
+            assert len(answer.body) < 1_000
+            assert [entry["event"] for entry in logs] == ["http.refused"], request[:40]
+            assert "exc_info" not in logs[0]
+    assert [record for record in caplog.records if record.name.startswith("aiohttp")] == []
+
+
+async def test_an_idle_connection_and_a_head_without_end_are_closed_in_time(tmp_path: Path) -> None:
+    async with limited(tmp_path, EdgeLimits(idle_seconds=0.2)) as house, connections(house, 2) as made:
+        (silent, _), (dribbling, writer) = made
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+        async with asyncio.timeout(10):
+            assert await silent.read() == b""
+            assert await dribbling.read() == b""
+
+
+async def test_a_full_house_makes_room_by_closing_who_idles_longest(tmp_path: Path) -> None:
+    async with limited(tmp_path, EdgeLimits(connections=4, spared_seconds=0.05)) as house:
+        async with connections(house, 20) as made:  # the kernel takes them all; the service four at a time
+            async with connections(house) as [(reader, writer)]:
+                writer.write(raw_request(b"GET", b"/healthz"))
+                assert (await answered(reader))[0] == 200
+            async with asyncio.timeout(10):
+                assert await made[0][0].read() == b""
+                assert await made[15][0].read() == b""
+        assert (await house.call("GET", "/healthz")).status == 200
+
+
+async def test_a_request_under_way_is_never_closed_to_make_room(tmp_path: Path) -> None:
+    request = raw_request(b"POST", b"/runs", GUY)
+    async with (
+        limited(tmp_path, EdgeLimits(connections=1, spared_seconds=0.01)) as house,
+        connections(house, 2) as [(busy, sender), (waiting, other)],
+    ):
+        sender.write(request[:-5])
+        await sender.drain()
+        other.write(raw_request(b"GET", b"/healthz"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(waiting.readuntil(b"\r\n\r\n"), 0.3)
+        sender.write(request[-5:])
+        assert (await answered(busy))[0] == 201
+        assert (await answered(waiting))[0] == 200  # `busy` idles now, and made room
+
+
+async def test_more_bodies_than_may_wait_are_503_with_the_time_to_come_again(tmp_path: Path) -> None:
+    limits = EdgeLimits(waiting_bytes=3_000)
+    body = GUY.ljust(2_000)
+    request = raw_request(b"POST", b"/runs", body)
+    async with (
+        limited(tmp_path, limits, max_body_bytes=2_000) as house,
+        connections(house) as [(reader, writer)],
+    ):
+        assert house.service is not None
+        writer.write(request[:-5])
+        await writer.drain()
+        async with asyncio.timeout(10):
+            while (refused := await house.call("POST", "/runs", body)).status == 201:  # noqa: ASYNC110  # not seen yet
+                await asyncio.sleep(0.01)
+        assert refused.status == 503
+        assert refused.headers["Retry-After"] == "2"
+        assert refused.json()["type"] == "urn:runrecords:problem:overloaded"
+        writer.write(request[-5:])
+        assert (await answered(reader))[0] == 201
+        for _ in range(3):  # what they held was given back, whatever became of them
+            assert (await house.call("POST", "/runs", body)).status == 201
+            assert (await house.call("POST", "/runs", b"{".ljust(2_000))).status == 400
+            assert (await house.call("POST", "/runs", body.ljust(2_001))).status == 413
+
+
+async def test_a_body_without_end_is_refused_and_its_connection_ended(tmp_path: Path) -> None:
+    async with (
+        limited(tmp_path, EdgeLimits(lingering_seconds=0.1), max_body_bytes=100_000) as house,
+        connections(house) as [(reader, writer)],
+    ):
+        head = raw_request(b"POST", b"/runs").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        writer.write(head)
+
+        async def send_on() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(b"2000\r\n" + b"x" * 0x2000 + b"\r\n")
+                    await writer.drain()
+
+        sending = asyncio.create_task(send_on())
+        assert (await answered(reader))[0] == 413
+        async with asyncio.timeout(10):
+            await sending  # it ends, because the connection does
+        assert rows(house.store_path, "SELECT count(*) FROM runs") == [(0,)]
+
+
+async def test_a_page_of_large_rows_is_a_short_one_and_the_next_goes_on(house: Harness) -> None:
+    async with house.running():
+        large = "x" * 90_000
+        lines: list[Json] = [large] * 4
+        run_id = await house.kick_off()
+        for _ in range(7):
+            answer = await house.call("PATCH", f"/runs/{run_id}", {"append": {"progress_log": lines}})
+            assert answer.status == 202, answer.text
+        pages: list[list[Json]] = []
+        cursor: Json = ""
+        while cursor is not None:
+            answer = await house.call("GET", f"/outbox?limit=100{cursor and f'&cursor={cursor}'}")
+            assert len(answer.text) < MOST_OF_A_PAGE * 1.2
+            found = answer.json()["messages"]
+            assert isinstance(found, list)
+            pages.append([one["id"] for one in found if isinstance(one, dict)])
+            cursor = answer.json()["next_cursor"]
+        assert [len(page) for page in pages[:3]] == [2, 2, 2]
+        assert [one for page in pages for one in page] == list(range(8, 0, -1))
+        shown = await house.call("GET", f"/runs/{run_id}")
+        timeline = shown.json()["timeline"]
+        assert isinstance(timeline, list)
+        assert max(len(str(one["detail"])) for one in timeline if isinstance(one, dict)) == MOST_OF_A_DETAIL + 1
