@@ -4,8 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH := .venv-bench/bin
 BENCH_INSTALLED := .venv-bench/.installed
-# Tests of one file stay on one worker, so that the fixtures of a module are made once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# A worker that is done takes what another has not begun: the long tests stand in a few files.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install browser demo run test soak check lint types layers screenshots bench lock clean
