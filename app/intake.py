@@ -21,10 +21,12 @@ from app.model import (
     MAX_RUN_ID,
     BatchOrder,
     Created,
+    Duplicate,
     ErrorKind,
     Held,
     Idempotency,
     Kickoff,
+    Queued,
     RunStatus,
     Update,
     WebhookOutcome,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from app.clock import Clock
     from app.fields import Registry, Value
+    from app.meters import Meters
     from app.model import Json, OpenError, UpdateOutcome, WebhookTaken
     from app.store.protocol import Intake as IntakeStore
     from app.store.protocol import WebhookEvent
@@ -98,6 +101,7 @@ class Intake:
         actor_id: str,
         on_work: Callable[[], None],
         on_missing: Callable[[], None],
+        meters: Meters,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -106,6 +110,7 @@ class Intake:
         self._actor_id = actor_id
         self._on_work = on_work
         self._on_missing = on_missing
+        self._meters = meters
 
     async def create_run(self, request: KickoffRequest, idempotency_key: str | None) -> Created:
         """Create the run, or find that it exists.
@@ -145,11 +150,16 @@ class Intake:
         change = self._registry.check_change(set_=request.set, add=request.add, append=request.append)
         update = Update(run_id, change, _idempotency(idempotency_key, change.to_json()))
         outcome = await self._store.accept_update(update, self._clock.now())
-        if isinstance(outcome, Held):
-            _log_missing(run_id, outcome.error)
-            self._on_missing()
-        else:
-            self._on_work()
+        match outcome:
+            case Held():
+                self._meters.updated("held")
+                _log_missing(run_id, outcome.error)
+                self._on_missing()
+            case Duplicate():
+                self._meters.updated("duplicate")
+            case Queued():
+                self._meters.updated("queued")
+                self._on_work()
         return outcome
 
     async def take_webhook(self, event: WebhookEvent) -> WebhookTaken:

@@ -25,6 +25,7 @@ from app.harvest import HarvestLoop
 from app.intake import Intake
 from app.logs import get_logger
 from app.lookups import LookupLoop
+from app.meters import Meters
 from app.pruning import Pruning, RetentionRules
 from app.schema_watch import SchemaWatch
 from app.store.sqlite.store import open_store
@@ -153,7 +154,8 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
         await store.bind_base(settings.airtable.base_id, sources.clock.now())
         airtable = Airtable(_airtable_access(settings, secrets), settings.registry())
         stack.callback(airtable.close)
-        sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings))
+        meters = Meters()
+        sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings), meters)
         listener = stack.enter_context(_bind(settings))
         lookups = LookupLoop(store, sync, airtable, settings.registry(), sources.clock)
         schema = _schema_watch(settings, sources, sync, airtable)
@@ -175,7 +177,7 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
             await stack.enter_async_context(_looping(service.harvest, service))
         else:
             log.warning("harvest.off", reason="APIFY_TOKEN is not set: batches wait until it is")
-        await stack.enter_async_context(_serving(settings, secrets, sources, service, listener))
+        await stack.enter_async_context(_serving(settings, secrets, sources, service, listener, meters))
         log.info("service.started", url=service.url, store=settings.store.path, base=settings.airtable.base_id)
         try:
             yield service
@@ -274,7 +276,7 @@ async def check_once(settings: Settings, secrets: Secrets, store: Store, *, repa
     sources = Sources()
     await store.bind_base(settings.airtable.base_id, sources.clock.now())
     airtable = Airtable(_airtable_access(settings, secrets), settings.registry())
-    sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings))
+    sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings), Meters())
     await sync.recover()
     delivering = asyncio.create_task(sync.run())
     consistency = _consistency_check(settings, sources, store, sync, airtable)
@@ -325,7 +327,7 @@ def _bind(settings: Settings) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def _serving(
-    settings: Settings, secrets: Secrets, sources: Sources, service: Service, listener: socket.socket
+    settings: Settings, secrets: Secrets, sources: Sources, service: Service, listener: socket.socket, meters: Meters
 ) -> AsyncIterator[None]:
     """The HTTP side; on the way out it takes no more connections and lets requests that began come to their end."""
     store = service.store
@@ -337,6 +339,7 @@ async def _serving(
         actor_id=settings.apify.actor_id,
         on_work=service.wake,
         on_missing=service.lookups.wake,
+        meters=meters,
     )
     internal = Bearer(secrets.internal_tokens, "INTERNAL_API_TOKEN")
     calls = Calls(
@@ -356,7 +359,7 @@ async def _serving(
         lambda: service.schema.flaws,
         lambda: service.stopping,
     )
-    metrics = Metrics(store.counts, lambda: _loop_state(service), sources.clock, internal=internal)
+    metrics = Metrics(store.counts, lambda: _loop_state(service), meters, sources.clock, internal=internal)
     page = Page(
         store,
         store,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from app.clock import Clock, wait_until_set
 from app.errors import StoreUnavailable
 from app.logs import get_logger
+from app.model import MessageKind
 from app.policy.asking import AskedAnswer, Described, Listed
 from app.policy.budget import Allowance, BudgetState, allowance, month_of
 from app.policy.delivery import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from app.airtable import Destination
+    from app.meters import Meters
     from app.store.protocol import Outbox
 
 log = get_logger(__name__)
@@ -84,13 +86,20 @@ class _Question:
 
 class SyncLoop:
     def __init__(
-        self, store: Outbox, destination: Destination, clock: Clock, random: random.Random, rules: SyncRules
+        self,
+        store: Outbox,
+        destination: Destination,
+        clock: Clock,
+        random: random.Random,
+        rules: SyncRules,
+        meters: Meters,
     ) -> None:
         self._store = store
         self._destination = destination
         self._clock = clock
         self._random = random
         self._rules = rules
+        self._meters = meters
         self._window = RequestWindow(rules.requests_per_second)
         self._health = BaseHealth()
         self._store_trouble: str | None = None
@@ -275,14 +284,17 @@ class SyncLoop:
         settlement = settle(claim, answer, at=at, rules=self._rules.retry, random=self._random)
         self._note(answer)
         self._log(claim, settlement, answer, answered_at - departure.left_at)
+        method = MessageKind.CREATE if claim.creating else MessageKind.UPDATE
+        self._meters.called(method.value, settlement.status, answered_at - departure.left_at)
         while True:
             try:
-                await self._store.settle(settlement, at)
+                delivered = await self._store.settle(settlement, at)
             except StoreUnavailable as error:
                 # The disk is full, say: what Airtable answered must not be forgotten, or it would be sent again.
                 log.error("sync.not_settled", call_id=claim.call_id, reason=error.detail)  # noqa: TRY400
                 await self._clock.sleep(_STORE_AGAIN_SECONDS)
             else:
+                self._meters.delivered([[(at - one).total_seconds() for one in accepted] for accepted in delivered])
                 return
 
     async def _put(self, question: _Question, departure: Departure) -> None:
@@ -297,6 +309,7 @@ class SyncLoop:
         if question.method != DESCRIBE or isinstance(answer, RateLimited):
             self._note(answer)
         settlement = settled_call(call_id, answer)
+        self._meters.called(question.method, settlement.status, answered_at - departure.left_at)
         records = len(answer.records) if isinstance(answer, Listed) else 0
         try:
             await self._store.end_call(settlement, records, self._clock.now())

@@ -179,7 +179,9 @@ class Outbox(Protocol):
         """When the next run is due; `None` when nothing waits."""
         ...
 
-    async def settle(self, settlement: Settlement, at: datetime) -> None: ...
+    async def settle(self, settlement: Settlement, at: datetime) -> Sequence[Sequence[datetime]]:
+        """Keep what became of a call; for each record that it delivered, when its messages had been accepted."""
+        ...
 
     async def begin_call(self, method: str, at: datetime) -> int:
         """Count a request that is no delivery, before it is sent; its id."""

@@ -1,7 +1,6 @@
 """`GET /metrics`, for Prometheus: what the store holds and how the loops fare, read when it is asked for.
 
-Names, units and help follow Prometheus' conventions (prometheus.io/docs/practices/naming). No run, client or message
-is ever a label: their number has no end. Every known state and kind is there from the first scrape, at 0.
+What is counted as it happens is in `app.meters`. Every known state and kind is there from the first scrape, at 0.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from app import __version__
 from app.clock import parse_iso
+from app.meters import PREFIX
 from app.model import BatchState, CallOutcome, ErrorKind
 from app.policy.budget import BudgetState
 from app.web import contract
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from enum import StrEnum
 
     from app.clock import Clock
+    from app.meters import Meters
     from app.store.views import CheckSummary, Counts
     from app.web.guard import Bearer
 
-PREFIX: Final = "runrecords"
 #: What a check can find.
 CHECK_KINDS: Final = (
     ErrorKind.DRIFT,
@@ -53,12 +53,14 @@ class Metrics:
         self,
         count: Callable[[datetime], Awaitable[Counts]],
         loops: Callable[[], LoopState],
+        meters: Meters,
         clock: Clock,
         *,
         internal: Bearer,
     ) -> None:
         self._count = count
         self._loops = loops
+        self._meters = meters
         self._clock = clock
         self._internal = internal
         self._process = ProcessCollector(registry=None)
@@ -69,7 +71,8 @@ class Metrics:
     async def scrape(self, request: web.Request) -> web.Response:
         self._internal.check(request)
         counts = await self._count(self._clock.now())
-        families = [*store_metrics(counts), *loop_metrics(self._loops()), *self._process.collect()]
+        loops = loop_metrics(self._loops())
+        families = [*store_metrics(counts), *loops, *self._meters.registry.collect(), *self._process.collect()]
         return web.Response(body=generate_latest(_Taken(families)), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.clock import parse_iso
@@ -18,7 +21,6 @@ from tests.support.watching import let_time_pass, rows, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from prometheus_client import Metric
 
@@ -60,11 +62,13 @@ async def test_names_and_labels_keep_to_the_conventions(served: Harness) -> None
     await served.kick_off()
     for family in (await scrape(served)).values():
         assert family.documentation.strip().endswith(".") or family.name.startswith("process_"), family.name
+        assert family.type != "unknown", family.name
         for sample in family.samples:
             assert re.fullmatch(r"[a-z][a-z0-9_]*", sample.name)
+            assert family.type in {"histogram", "summary"} or not re.search(r"_(count|sum|bucket)$", sample.name)
             assert sample.name.endswith("_total") == (family.type == "counter"), sample.name
             assert not re.search(r"_(ms|minutes?|hours?|percent|kb|mb)(_|$)", sample.name), sample.name
-            assert set(sample.labels) <= {"outcome", "state", "kind", "version"}
+            assert set(sample.labels) <= {"outcome", "state", "kind", "version", "method", "status", "le"}
             assert "nobody" not in sample.labels.values()
 
 
@@ -108,6 +112,79 @@ async def let_go(house: Harness) -> None:
     assert isinstance(clock, HandClock)
     waiting = "SELECT count(*) FROM outbox WHERE state IN ('pending', 'sending')"
     await let_time_pass(clock, lambda: rows(house.store_path, waiting) == [(0,)])
+
+
+async def test_updates_and_what_became_of_them_are_counted_as_they_happen(served: Harness) -> None:
+    run_id = await served.kick_off()
+    await let_go(served)
+    await served.airtable_server.stop()
+    for key in ("a", "a", "b"):
+        await served.call("PATCH", f"/runs/{run_id}", {"add": {"posts_scored": 1}}, headers={"Idempotency-Key": key})
+    await served.call("PATCH", "/runs/251007-070457-Nobody", {"add": {"posts_scored": 1}})
+    pass_time(served, 90)
+    await served.airtable_server.start()
+    await let_go(served)
+    assert await values(served, "updates") == {"queued": 2, "duplicate": 1, "held": 1}
+    found = await samples(served)
+    assert found["runrecords_messages_per_record_count", ""] == 2
+    assert found["runrecords_messages_per_record_sum", ""] == 3  # both updates went in one write
+    assert found["runrecords_records_per_call_sum", ""] == 2
+    assert found["runrecords_delivery_delay_seconds_count", ""] == 3
+    assert found["runrecords_delivery_delay_seconds_bucket", "60.0"] == 1  # the create; the updates waited longer
+    assert found["runrecords_airtable_calls_total", "create 200"] == 1
+    assert found["runrecords_airtable_calls_total", "update none"] >= 1
+    assert found["runrecords_airtable_calls_total", "update 200"] == 1
+    assert found["runrecords_airtable_call_duration_seconds_count", "create"] == 1
+
+
+async def samples(house: Harness) -> dict[tuple[str, str], float]:
+    """Every sample, by its name and the values of its labels."""
+    families = (await scrape(house)).values()
+    return {(one.name, " ".join(one.labels.values())): one.value for family in families for one in family.samples}
+
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+#: What Prometheus' language has beside names of metrics: its functions, its words, and what stands in braces.
+NO_METRIC = {"sum", "by", "rate", "increase", "histogram_quantile", "le", "method", "status", "outcome"}
+
+
+def alerts() -> list[dict[str, str]]:
+    (group,) = yaml.safe_load((DOCS / "alerts.yml").read_text(encoding="utf-8"))["groups"]
+    return list(group["rules"])
+
+
+def expressions() -> list[str]:
+    panels = json.loads((DOCS / "dashboard.json").read_text(encoding="utf-8"))["panels"]
+    return [one["expr"] for one in alerts()] + [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+async def test_the_alerts_and_the_dashboard_ask_for_metrics_labels_and_values_that_exist(served: Harness) -> None:
+    await served.kick_off()
+    await let_go(served)
+    await served.call("POST", "/check")
+    known: dict[str, dict[str, set[str]]] = {"up": {"job": {"runrecords"}}}
+    for family in (await scrape(served)).values():
+        for one in family.samples:
+            labels = known.setdefault(one.name, {})
+            for label, value in one.labels.items():
+                labels.setdefault(label, set()).add(value)
+    known["runrecords_airtable_calls_total"]["status"].add("429")
+    for expression in expressions():
+        assert [expression.count(one) for one in "([{"] == [expression.count(one) for one in ")]}"], expression
+        names = set(re.findall(r"[a-z_]+", re.sub(r"\{[^}]*\}|\[[^]]*\]", "", expression))) - NO_METRIC
+        assert names, expression
+        assert names <= known.keys(), (expression, names - known.keys())
+        for name, asked in re.findall(r"([a-z_]+)\{([^}]*)\}", expression):
+            for label, value in re.findall(r'(\w+)!?="([^"]*)"', asked):
+                assert value in known[name][label], (expression, label, value)
+
+
+def test_each_alert_has_its_chapter_in_the_operations_manual() -> None:
+    manual = (DOCS / "operations.md").read_text(encoding="utf-8")
+    headings = {heading.lower() for heading in re.findall(r"^#+ (\w+)$", manual, re.MULTILINE)}
+    for rule in alerts():
+        assert rule["alert"].lower() in headings
+        assert rule["annotations"]["runbook"] == f"operations.md#{rule['alert'].lower()}"  # type: ignore[index]
 
 
 async def test_what_waits_has_an_age_in_seconds(served: Harness) -> None:

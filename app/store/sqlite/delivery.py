@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from app.clock import iso
+from app.clock import iso, parse_iso
 from app.errors import StoreError
 from app.fields import load_fold
 from app.model import RECORDS_PER_CALL, CallOutcome, ErrorKind, MessageKind
@@ -119,6 +119,7 @@ SELECT_SENDING = "SELECT id FROM outbox WHERE run_id = ? AND delivered_at IS NUL
 KNOW_RECORD = "UPDATE runs SET airtable_record_id = ? WHERE run_id = ? AND airtable_record_id IS NULL"
 DELIVER = """
 UPDATE outbox SET state = 'delivered', delivered_at = ? WHERE run_id = ? AND delivered_at IS NULL AND state = 'sending'
+RETURNING accepted_at
 """
 INSERT_ERROR = """
 INSERT INTO errors (kind, run_id, client_id, message, cause, first_at, last_at)
@@ -150,16 +151,17 @@ WHERE run_id = :run_id
 """
 
 
-def settle(connection: sqlite3.Connection, settlement: Settlement, at: datetime) -> None:
-    """Write what became of a call and of each run that it carried."""
+def settle(connection: sqlite3.Connection, settlement: Settlement, at: datetime) -> list[list[datetime]]:
+    """Write what became of a call and of each run that it carried; by record, when what was delivered was accepted."""
     now = iso(at)
     finished = (settlement.outcome, settlement.status, settlement.error, now, settlement.call_id)
     connection.execute(FINISH_CALL, finished)
-    for run in settlement.runs:
-        _settle_run(connection, run, now)
+    settled = [_settle_run(connection, run, now) for run in settlement.runs]
+    return [accepted for accepted in settled if accepted]
 
 
-def _settle_run(connection: sqlite3.Connection, run: RunSettlement, now: str) -> None:
+def _settle_run(connection: sqlite3.Connection, run: RunSettlement, now: str) -> list[datetime]:
+    accepted: list[datetime] = []
     if run.record_id is not None:
         owner = connection.execute(SELECT_OWNER, (run.record_id,)).fetchone()
         if owner is None or owner["run_id"] == run.run_id:
@@ -167,12 +169,14 @@ def _settle_run(connection: sqlite3.Connection, run: RunSettlement, now: str) ->
         else:
             run = _shares_record(connection, run, owner["run_id"])
     if run.delivered:
-        connection.execute(DELIVER, (now, run.run_id))
+        delivered = connection.execute(DELIVER, (now, run.run_id)).fetchall()
+        accepted = [parse_iso(row["accepted_at"]) for row in delivered]
         resolve_repaired(connection, run.run_id, now)
     else:
         _take_back(connection, run, now)
     rest = {"failures": run.failures, "share": run.share, "due_at": iso(run.due_at), "run_id": run.run_id}
     connection.execute(REST_RUN, rest)
+    return accepted
 
 
 def _shares_record(connection: sqlite3.Connection, run: RunSettlement, owner: str) -> RunSettlement:

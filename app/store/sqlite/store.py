@@ -183,8 +183,8 @@ class SqliteStore(SqliteReading):
         due = await self._reader.run(lambda connection: delivery.next_due(connection, only_creates=only_creates))
         return None if due is None else parse_iso(due)
 
-    async def settle(self, settlement: Settlement, at: datetime) -> None:
-        await self._writer.run(lambda connection: delivery.settle(connection, settlement, at))
+    async def settle(self, settlement: Settlement, at: datetime) -> Sequence[Sequence[datetime]]:
+        return await self._writer.run(lambda connection: delivery.settle(connection, settlement, at))
 
     async def begin_call(self, method: str, at: datetime) -> int:
         return await self._writer.run(lambda connection: delivery.begin_call(connection, method, at))
