@@ -105,6 +105,21 @@ async def test_a_webhook_of_a_run_that_nobody_kicked_off_waits_for_its_kickoff(s
     assert rows(served.store_path, "SELECT state, resolution FROM errors") == [("resolved", "created_late")]
 
 
+async def test_what_named_no_run_follows_the_run_that_another_webhook_of_its_apify_run_named(served: Harness) -> None:
+    """The one waits for its batch, the other for its run: with the kickoff comes the run, and with that the batch."""
+    ended = event("ACTOR.RUN.FAILED", status="FAILED", finishedAt="2025-10-07T07:30:00.000Z")
+    assert (await served.webhook(ended, dispatch_id="d1")).json()["outcome"] == "held"
+    begun = await served.webhook(event("ACTOR.RUN.CREATED", status="RUNNING"), query=NAMED, dispatch_id="d2")
+    assert begun.json()["outcome"] == "held"
+    await served.kick_off()
+    await served.synced()
+    assert served.records()[RUN_ID]["Apify Status"] == "FAILED"
+    assert rows(served.store_path, "SELECT state, resolution FROM errors ORDER BY id") == [
+        ("resolved", "matched"),
+        ("resolved", "created_late"),
+    ]
+
+
 async def test_a_test_dispatch_and_events_of_builds_are_ignored(served: Harness) -> None:
     await served.kick_off()
     for body in (sample(TEST), event("ACTOR.BUILD.SUCCEEDED"), event("SOMETHING.NEW"), b'{"eventType": "X"}'):

@@ -173,6 +173,7 @@ def release_held(
 ) -> None:
     """Apply the events that waited for this run, or for the batch that turned out to be their Apify run."""
     apify_run_id = batch.apify_run_id if batch else None
+    matched = []
     for row in connection.execute(SELECT_HELD_EVENTS, {"apify_run_id": apify_run_id, "run_id": run_id}).fetchall():
         report = report_of(row["report"])
         event = WebhookEvent(
@@ -181,12 +182,15 @@ def release_held(
         found = find_batch(connection, event, when)
         if found is None:
             continue
-        move_batch(
-            connection, replace(reported(found, report, at=now, rules=rules), last_webhook_at=when.at), known, when
-        )
+        moved = replace(reported(found, report, at=now, rules=rules), last_webhook_at=when.at)
+        move_batch(connection, moved, known, when)
+        if found.apify_run_id is None:
+            matched.append(moved)
         connection.execute(RELEASE_EVENT, (found.id, run_id, row["id"]))
         note = f"batch {found.number} of {run_id}"
         connection.execute(RESOLVE_UNMATCHED, (when.at, note, f"Apify run {report.run.id}"))
+    for one in matched:  # others may have waited for what it turned out to be
+        release_held(connection, one, run_id, now=now, when=when, rules=rules, known=known)
 
 
 def report_of(text: str) -> Report:
