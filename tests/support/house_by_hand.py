@@ -20,6 +20,7 @@ from app.airtable import Airtable
 from app.config import SyncSettings
 from app.intake import Intake
 from app.lookups import LookupLoop
+from app.meters import Meters
 from app.sandbox.airtable_limits import NO_LIMITS
 from app.store.sqlite.store import open_store
 from app.sync import SyncLoop, SyncRules
@@ -128,7 +129,8 @@ class HouseByHand:
         rules = SyncRules(
             5, self.settings.model_copy(update={"sync": SYNC}).retry_rules(), self.settings.pause_rules(), 5.0
         )
-        self.sync = SyncLoop(self.store, airtable, self.clock, self._random, rules)
+        meters = Meters()
+        self.sync = SyncLoop(self.store, airtable, self.clock, self._random, rules, meters)
         self.lookups = LookupLoop(self.store, self.sync, airtable, self.registry, self.clock)
         self.intake = Intake(
             self.store,
@@ -138,6 +140,7 @@ class HouseByHand:
             actor_id="actor",
             on_work=self.sync.wake,
             on_missing=self.lookups.wake,
+            meters=meters,
         )
         await self.sync.recover()
 
