@@ -314,7 +314,11 @@ class Replay(Protocol):
         """
         ...
 
-    async def retry_all(self, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime) -> int: ...
+    async def retry_all(
+        self, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime, who: str | None = None
+    ) -> int:
+        """How many there were; of one kind of error, of one run, set aside since then."""
+        ...
 
     async def resolve_error(
         self, error_id: int, *, note: str | None, discard: bool, at: datetime, who: str | None = None

@@ -81,6 +81,7 @@ HEADERS: Final[Mapping[str, str]] = {
 #: What was done, by the word that an address carries: nothing of an address is shown as it stands.
 DONE: Final[Mapping[str, str]] = {
     "retried": "It will be sent again when its turn comes.",
+    "all_retried": "They will be sent again when their turn comes.",
     "resolved": "The error is resolved.",
     "checking": "The check has begun.",
 }
@@ -134,6 +135,8 @@ class Page:
             web.get("/page/errors/{id}", self._seen(self.error)),
             web.post("/page/errors/{id}/resolve", self._done(self.resolve)),
             web.get("/page/outbox", self._seen(self.outbox)),
+            web.get("/page/outbox/retry", self._seen(self.ask_retry_all)),
+            web.post("/page/outbox/retry", self._done(self.retry_all)),
             web.get("/page/outbox/{id}", self._seen(self.message)),
             web.post("/page/outbox/{id}/retry", self._done(self.retry)),
             web.get("/page/check", self._seen(self.check)),
@@ -252,6 +255,10 @@ class Page:
         decisions = await self._reading.decisions(DecisionFilter(message_id=message.id), Slice(ROWS))
         return self._html(request, session, "message.html", message=message, decisions=decisions.rows)
 
+    async def ask_retry_all(self, request: web.Request, session: Session) -> web.Response:
+        counts = await self._reading.counts(self._clock.now())
+        return self._html(request, session, "retry_all.html", dead=counts.dead, kinds=list(ErrorKind))
+
     async def check(self, request: web.Request, session: Session) -> web.Response:
         counts = await self._reading.counts(self._clock.now())
         asked = await self._reading.decisions(DecisionFilter(action=Action.CHECK), Slice(ROWS_AT_A_GLANCE))
@@ -278,6 +285,15 @@ class Page:
         self._on_work()
         log.info("page.message_retried", message_id=message_id, who=session.name)
         return f"/page/outbox/{message_id}?done=retried"
+
+    async def retry_all(self, _request: web.Request, session: Session, form: Mapping[str, str]) -> str:
+        kind = form.get("kind") or None
+        retried = await self._replay.retry_all(
+            kind=kind, run_id=None, since=None, at=self._clock.now(), who=session.name or None
+        )
+        self._on_work()
+        log.info("page.messages_retried", messages=retried, kind=kind, who=session.name)
+        return "/page/outbox?done=all_retried"
 
     async def begin_check(self, _request: web.Request, session: Session, form: Mapping[str, str]) -> str:
         """Begin a check; it may take long, and the page shows how it went."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 RUN = "251007-070457-Guy-Wilson"
 REFUSED = WireResponse.json(422, {"error": {"type": "INVALID_VALUE_FOR_COLUMN", "message": "no"}})
 PAGES = ["/", "/page/runs", f"/page/runs/{RUN}", "/page/errors", "/page/errors/1", "/page/outbox", "/page/outbox/1"]
-PAGES += ["/page/check"]
-FORMS = ["/page/errors/1/resolve", "/page/outbox/1/retry", "/page/check", "/page/sign-out"]
+PAGES += ["/page/check", "/page/outbox/retry"]
+FORMS = ["/page/errors/1/resolve", "/page/outbox/1/retry", "/page/outbox/retry", "/page/check", "/page/sign-out"]
 
 
 @dataclass
@@ -285,6 +285,21 @@ async def test_what_is_done_is_kept_with_who_and_when(troubled: Harness) -> None
     assert rows(troubled.store_path, "SELECT state FROM held_updates") == [("discarded",)]
     timeline = "SELECT what, detail FROM run_timeline WHERE run_id = ? AND what = 'retry asked for'"
     assert rows(troubled.store_path, timeline, RUN) == [("retry asked for", "message 1, by Ana <b>")]
+
+
+async def test_all_of_one_kind_is_retried_and_what_is_resolved_stays_held_unless_discarded(troubled: Harness) -> None:
+    one = Visitor(troubled)
+    await one.sign_in()
+    csrf = await one.csrf()
+    await one.post("/page/outbox/retry", {"csrf": csrf, "kind": "record_deleted"})
+    assert rows(troubled.store_path, "SELECT state FROM outbox") == [("dead",)]
+    answer = await one.post("/page/outbox/retry", {"csrf": csrf, "kind": ""})
+    assert answer.headers["Location"] == "/page/outbox?done=all_retried"
+    await troubled.synced()
+    assert rows(troubled.store_path, "SELECT state FROM outbox") == [("delivered",)]
+    await one.post("/page/errors/2/resolve", {"csrf": csrf, "discard": "no"})
+    assert rows(troubled.store_path, "SELECT state FROM held_updates") == [("held",)]
+    assert rows(troubled.store_path, "SELECT action, who FROM decisions") == [("retry", "Ana"), ("resolve", "Ana")]
 
 
 async def test_what_a_call_does_is_kept_without_a_name(troubled: Harness) -> None:

@@ -57,12 +57,18 @@ def retry(connection: sqlite3.Connection, message_id: int, at: datetime, who: st
 
 
 def retry_all(
-    connection: sqlite3.Connection, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime
+    connection: sqlite3.Connection,
+    *,
+    kind: str | None,
+    run_id: str | None,
+    since: datetime | None,
+    at: datetime,
+    who: str | None,
 ) -> int:
     """Send dead messages again: of one kind of error, of one run, set aside since then. How many there were."""
     chosen = {"kind": kind, "run_id": run_id, "since": since and iso(since)}
     dead = connection.execute(SELECT_DEAD, chosen).fetchall()
-    _revive(connection, dead, at, None)
+    _revive(connection, dead, at, who)
     return len(dead)
 
 

@@ -315,9 +315,11 @@ class SqliteStore(SqliteReading):
 
         return await self._writer.run(revive)
 
-    async def retry_all(self, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime) -> int:
+    async def retry_all(
+        self, *, kind: str | None, run_id: str | None, since: datetime | None, at: datetime, who: str | None = None
+    ) -> int:
         return await self._writer.run(
-            lambda connection: replay.retry_all(connection, kind=kind, run_id=run_id, since=since, at=at)
+            lambda connection: replay.retry_all(connection, kind=kind, run_id=run_id, since=since, at=at, who=who)
         )
 
     async def resolve_error(
