@@ -126,11 +126,14 @@ INSERT INTO errors (kind, run_id, client_id, message, cause, first_at, last_at)
 VALUES (:kind, :run_id, (SELECT client_id FROM runs WHERE run_id = :run_id), :message, :cause, :at, :at)
 """
 SET_ASIDE = "UPDATE outbox SET state = 'dead', dead_at = ?, error_id = ? WHERE id = ?"
+# The kind is a literal: as a parameter it decides whether a partial index serves, and SQLite would plan anew each time.
 WAIT_AGAIN = """
 UPDATE outbox SET state = 'pending', attempts = attempts - :give_back
-WHERE run_id = :run_id AND kind = :kind AND delivered_at IS NULL AND state = 'sending'
+WHERE run_id = :run_id AND kind = '{}' AND delivered_at IS NULL AND state = 'sending'
     AND id NOT IN (SELECT value FROM json_each(:dead))
 """
+UPDATES_WAIT_AGAIN = WAIT_AGAIN.format(MessageKind.UPDATE)
+CREATE_WAITS_AGAIN = WAIT_AGAIN.format(MessageKind.CREATE)
 # What waits is due again, unless the create is dead; how the run stands follows from what is left.
 REST_RUN = """
 UPDATE runs SET
@@ -191,10 +194,10 @@ def _take_back(connection: sqlite3.Connection, run: RunSettlement, now: str) -> 
     """Set the dead aside and let the others wait; a create last, because no update may be out without it."""
     dead = run.dead.message_ids if run.dead is not None else ()
     again = {"run_id": run.run_id, "give_back": int(run.give_back), "dead": json.dumps(dead)}
-    connection.execute(WAIT_AGAIN, {**again, "kind": MessageKind.UPDATE})
+    connection.execute(UPDATES_WAIT_AGAIN, again)
     if run.dead is not None:
         _set_aside(connection, run.run_id, run.dead, now)
-    connection.execute(WAIT_AGAIN, {**again, "kind": MessageKind.CREATE})
+    connection.execute(CREATE_WAITS_AGAIN, again)
 
 
 def _set_aside(connection: sqlite3.Connection, run_id: str, dead: SetAside, now: str) -> None:
