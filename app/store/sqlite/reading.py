@@ -37,8 +37,9 @@ MOST_OF_A_PAGE: Final = 1_000_000
 
 # One run --------------------------------------------------------------------------------------------------------
 
+#: Of two paths SQLite makes a JSON array: a text by itself would end at its first NUL.
 RUN_COLUMNS = """
-SELECT id, run_id, job_id, client_id, json_extract(fields, '$.client_name') AS client_name, status, sync,
+SELECT id, run_id, job_id, client_id, json_extract(fields, '$.client_name', '$.run_id') AS names, status, sync,
     airtable_record_id, created_at, changed_at
 """
 SELECT_RUN = f"{RUN_COLUMNS}, origin, fields FROM runs WHERE run_id = ?"
@@ -93,7 +94,7 @@ def _run_summary(row: sqlite3.Row) -> RunSummary:
         run_id=row["run_id"],
         job_id=row["job_id"],
         client_id=row["client_id"],
-        client_name=row["client_name"],
+        client_name=json.loads(row["names"])[0],
         status=row["status"],
         sync=row["sync"],
         airtable_record_id=row["airtable_record_id"],
