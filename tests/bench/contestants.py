@@ -221,6 +221,8 @@ def main() -> None:
             stack.enter_context(patch("app.service.open_store", partial(open_exchanged, kind)))
         if kind is Kind.BARE:
             stack.enter_context(patch("app.service.Calls", BareCalls))
+        if kind is Kind.CHECKED:  # nothing was kept, so there is nothing to look for
+            stack.enter_context(patch("app.service.Service.wake", lambda _service: None))
         cli.main()
 
 
