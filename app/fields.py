@@ -95,7 +95,11 @@ def _check_text(value: Json) -> str:
 
 def is_unicode(text: str) -> bool:
     """Whether `text` can be written as UTF-8 (a lone surrogate cannot)."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_integer(value: Json) -> int:
@@ -154,7 +158,7 @@ class Change:
 
     @staticmethod
     def from_json(text: str) -> Change:
-        stored = json.loads(text, parse_float=Decimal)
+        stored = _DECODER.decode(text)
         append = {name: tuple(lines) for name, lines in stored.get("append", {}).items()}
         return Change(stored.get("set", {}), stored.get("add", {}), append)
 
@@ -191,15 +195,13 @@ def check_sums(values: Fold, change: Change) -> None:
         raise Invalid.because(flaws)
 
 
-def dump(values: Mapping[str, object]) -> str:
+def dump(values: Mapping[str, object] | Sequence[str]) -> str:
     """A canonical JSON text; a `Decimal` becomes the JSON number that it is."""
-    return json.dumps(
-        values, default=_plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-    )
+    return _ENCODER.encode(values)
 
 
 def load_fold(text: str) -> dict[str, Value]:
-    values: dict[str, Value] = json.loads(text, parse_float=Decimal)
+    values: dict[str, Value] = _DECODER.decode(text)
     return values
 
 
@@ -212,6 +214,13 @@ def _plain(value: object) -> float:
     if isinstance(value, Decimal):
         return float(value)
     raise TypeError(f"{type(value).__name__} is not a value of a field")
+
+
+# Made once: json.dumps and json.loads make a new one for each text.
+_ENCODER: Final = json.JSONEncoder(
+    default=_plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+)
+_DECODER: Final = json.JSONDecoder(parse_float=Decimal)
 
 
 class Registry(Mapping[str, Field]):

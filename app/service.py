@@ -7,7 +7,6 @@ import contextlib
 import random
 import secrets as randomness
 import socket
-import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -54,7 +53,7 @@ HTTP_SHUTDOWN_SECONDS: Final = 3.0
 
 
 def new_id() -> str:
-    return uuid.uuid4().hex
+    return randomness.token_hex(16)
 
 
 def new_token() -> str:
