@@ -357,11 +357,13 @@ class Airtable:
         options: dict[str, object] = {"formula": str(formula), "page_size": RECORDS_PER_PAGE}
         return await self._list(options if offset is None else {**options, "offset": offset})
 
-    async def list_since(self, since: datetime, offset: str | None) -> ListAnswer:
-        """A page of the records that were created in Airtable after `since`, with the columns that we write."""
+    async def list_since(self, since: datetime, columns: Sequence[str], offset: str | None) -> ListAnswer:
+        """A page of the records that were created in Airtable after `since`, with these columns of theirs.
+
+        Airtable refuses the whole page over one column that it does not have.
+        """
         after = IS_AFTER(CREATED_TIME(), DATETIME_PARSE(iso(since)))
-        columns = [field.column for field in self._registry.values()]
-        options: dict[str, object] = {"formula": str(after), "page_size": RECORDS_PER_PAGE, "fields": columns}
+        options: dict[str, object] = {"formula": str(after), "page_size": RECORDS_PER_PAGE, "fields": list(columns)}
         return await self._list(options if offset is None else {**options, "offset": offset})
 
     async def _list(self, options: dict[str, object]) -> ListAnswer:

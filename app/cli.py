@@ -306,7 +306,7 @@ def check(
     as_json: Json = False,
     repair: Annotated[Repair | None, typer.Option(help="Deliver our values of drifted fields again.")] = None,
 ) -> None:
-    """Compare Airtable with what was delivered, now. Exits 1 if anything is found, or the check could not finish.
+    """Compare Airtable with what was delivered, now. Exits 1 if anything is found, or could not be compared.
 
     Findings are kept as errors; nothing is created, and nothing changed without --repair.
     """
@@ -327,7 +327,7 @@ def check(
 
     report = asyncio.run(checking())
     shower.report(report)
-    if report.found or report.trouble is not None:
+    if report.found or report.columns_left_out or report.trouble is not None:
         raise typer.Exit(PROBLEM)
 
 

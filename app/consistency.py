@@ -1,7 +1,8 @@
 """The check against Airtable: what is there is read page by page, within the limit and behind real work, and compared.
 
 Findings become errors, and nothing else: nothing is ever created, and what was changed by hand is delivered again only
-when a person asks for it. What the check sees is kept in the store, so that no table has to fit into memory.
+when a person asks for it. What the check sees is kept in the store, so that no table has to fit into memory. Columns
+that the table lacks are left out and named, so that one of them does not end all checks.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import TYPE_CHECKING, Final
 
 from app.clock import iso
 from app.errors import Conflict, Stopping, StoreUnavailable
-from app.fields import CLIENT_ID, RUN_ID
+from app.fields import CLIENT_ID, RUN_ID, Registry
 from app.logs import get_logger
 from app.model import MAX_ID, MAX_RUN_ID
-from app.policy.asking import Listed
+from app.policy.asking import Described, Listed
 from app.policy.consistency import cause_of, differences, is_expired, readable
 from app.policy.delivery import Denied, Refused
 from app.store.protocol import CheckOutcome, CheckScope, SeenRecord
 from app.store.views import CheckReport
-from app.sync import LIST
+from app.sync import DESCRIBE, LIST
 
 if TYPE_CHECKING:
     import random
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from app.airtable import Airtable
     from app.clock import Clock
-    from app.fields import Registry
     from app.policy.asking import FoundRecord, ListAnswer
     from app.policy.delivery import RetryRules
     from app.store.protocol import Consistency, Doubt
@@ -66,11 +66,16 @@ class _CannotFinish(Exception):
 
 @dataclass(slots=True)
 class _Reading:
-    """How far a check has come. `listed_from` is when the first page of its listing was asked for."""
+    """How far a check has come. `listed_from` is when the first page of its listing was asked for.
+
+    `registry` are the fields that it compares, whose columns the table has.
+    """
 
     started_at: datetime
     since: datetime
     listed_from: datetime
+    registry: Registry
+    columns_left_out: tuple[str, ...] = ()
     pages: int = 0
     records: int = 0
     calls: int = 0
@@ -155,7 +160,7 @@ class ConsistencyCheck:
 
     async def _check(self, *, repair: bool) -> CheckReport:
         now = self._clock.now()
-        reading = _Reading(started_at=now, since=now - self._rules.window, listed_from=now)
+        reading = _Reading(now, now - self._rules.window, listed_from=now, registry=self._registry)
         outcome, trouble = CheckOutcome({}, (), 0, 0, 0), None
         try:
             await self._read(reading)
@@ -175,6 +180,7 @@ class ConsistencyCheck:
             opened=outcome.opened,
             resolved=outcome.resolved,
             repaired=outcome.repaired,
+            columns_left_out=reading.columns_left_out,
             findings=outcome.findings,
         )
         await self._store.keep_summary(report)
@@ -184,15 +190,17 @@ class ConsistencyCheck:
         return report
 
     def _scope(self, reading: _Reading) -> CheckScope:
-        return CheckScope(since=reading.since, quiet_before=reading.listed_from - self._rules.grace)
+        quiet_before = reading.listed_from - self._rules.grace
+        return CheckScope(since=reading.since, quiet_before=quiet_before, whole=not reading.columns_left_out)
 
     # Reading
 
     async def _read(self, reading: _Reading) -> None:
-        """The listing, then all that it leaves in doubt. Raises `_CannotFinish`."""
+        """The columns, the listing, then all that it leaves in doubt. Raises `_CannotFinish`."""
         for _ in range(_MOST_RESTARTS):
             await self._store.begin_check()
             reading.pages = reading.records = 0
+            await self._describe(reading)
             try:
                 await self._read_listing(reading)
                 await self._store.gather_doubts(self._scope(reading))
@@ -204,16 +212,37 @@ class ConsistencyCheck:
                 return
         raise _CannotFinish(f"the listing expired {_MOST_RESTARTS} times before its end")
 
+    async def _describe(self, reading: _Reading) -> None:
+        """Leave out the columns that the table lacks. Raises `_CannotFinish` where nothing can be compared.
+
+        A base that does not tell is asked for all columns: one that lacks any will refuse.
+        """
+        reading.calls += 1
+        described = await self._sync.ask(DESCRIBE, self._airtable.describe)
+        if not isinstance(described, Described):
+            log.warning("check.not_described", reason=described.cause)
+            return
+        if described.columns is None:
+            raise _CannotFinish("the base has no such table: see 'doctor'")
+        there = {column.name for column in described.columns}
+        reading.registry = Registry([field for field in self._registry.values() if field.column in there])
+        reading.columns_left_out = tuple(one.column for one in self._registry.values() if one.column not in there)
+        if RUN_ID not in reading.registry:
+            column = self._registry[RUN_ID].column
+            raise _CannotFinish(f"the table has no column {column!r}, by which records are told apart: see 'doctor'")
+
     async def _read_listing(self, reading: _Reading) -> None:
+        columns = [field.column for field in reading.registry.values()]
+
         async def page(offset: str | None) -> ListAnswer:
             if offset is None:
                 reading.listed_from = self._clock.now()
-            return await self._airtable.list_since(reading.since, offset)
+            return await self._airtable.list_since(reading.since, columns, offset)
 
         offset: str | None = None
         while True:
             listed = await self._ask(reading, LIST, page, offset)
-            await self._store.note_records(await self._compare(listed.records))
+            await self._store.note_records(await self._compare(reading.registry, listed.records))
             if (offset := listed.offset) is None:
                 return
 
@@ -228,7 +257,7 @@ class ConsistencyCheck:
         while True:
             listed = await self._ask(reading, "find", page, offset)
             offset = listed.offset
-            seen = await self._compare(listed.records)
+            seen = await self._compare(reading.registry, listed.records)
             await self._store.note_records(seen, asked=doubts if offset is None else ())
             if offset is None:
                 return
@@ -256,12 +285,12 @@ class ConsistencyCheck:
             log.warning("check.waits", method=method, failures=failures, reason=answer.cause)
             await self._clock.sleep(self._rules.retry.backoff(failures, self._random).total_seconds())
 
-    async def _compare(self, records: Sequence[FoundRecord]) -> list[SeenRecord]:
+    async def _compare(self, registry: Registry, records: Sequence[FoundRecord]) -> list[SeenRecord]:
         delivered = await self._store.delivered([record.id for record in records])
         seen = []
         for record in records:
             ours = delivered.get(record.id)
-            found = differences(ours.values, record.cells, self._registry) if ours is not None else ()
+            found = differences(ours.values, record.cells, registry) if ours is not None else ()
             seen.append(
                 SeenRecord(
                     record_id=record.id,
@@ -289,7 +318,7 @@ def _log(report: CheckReport) -> None:
                 record_id=finding.record_id,
                 cause=finding.cause,
             )
-    told = log.warning if report.found or report.trouble else log.info
+    told = log.warning if report.found or report.trouble or report.columns_left_out else log.info
     told(
         "check.done",
         trouble=report.trouble,
@@ -300,4 +329,5 @@ def _log(report: CheckReport) -> None:
         opened=report.opened,
         resolved=report.resolved,
         repaired=report.repaired,
+        columns_left_out=list(report.columns_left_out),
     )

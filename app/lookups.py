@@ -1,12 +1,15 @@
-"""Looks for missing runs in Airtable: many ids in one call, behind real work, with pauses that grow.
+"""Looks for records in Airtable by their Run IDs: many in one call, and behind real work. Nothing is ever created.
 
-Exactly one record with the run's id: the run is adopted with its cells as they are, and what was held follows. None:
-the error stays open. Several: a person has to choose. Nothing is ever created.
+Of missing runs, with pauses that grow. Exactly one record with the run's id: the run is adopted with its cells as they
+are, and what was held follows. None: the error stays open. Several: a person has to choose.
+Of runs whose record was deleted, once when a person retries their messages: exactly one other record with the run's id
+is the run's from then on.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from app.clock import Clock, wait_until_set
@@ -18,6 +21,7 @@ from app.store.protocol import Adoption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from app.airtable import Airtable
     from app.fields import Registry
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Ids that one call asks for: their formula is within what Airtable takes, and a page holds all their records.
+#: Runs that one call asks for: their formula is within what Airtable takes.
 IDS_PER_CALL: Final = 50
 _FAILED_PAUSE_SECONDS: Final = 60.0
 
@@ -42,7 +46,7 @@ class LookupLoop:
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """A run is missing (or another one): look at once."""
+        """A run is missing, or the record of one was lost and is asked for: look at once."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -56,16 +60,22 @@ class LookupLoop:
     async def run_once(self) -> float | None:
         """Ask one time at most; seconds until there may be more to ask, `None` when only a wake can tell."""
         now = self._clock.now()
+        for look in (self._look_for_missing, self._look_for_lost):
+            if (delay := await look(now)) is not None:
+                return delay
+        due = await self._store.next_look_due()
+        return None if due is None else max(0.001, (due - now).total_seconds())
+
+    async def _look_for_missing(self, now: datetime) -> float | None:
+        """Ask for missing runs; seconds until it can go on, `None` where none is due."""
         run_ids = await self._store.due_looks(now, IDS_PER_CALL)
         if not run_ids:
-            due = await self._store.next_look_due()
-            return None if due is None else max(0.001, (due - now).total_seconds())
-        answer = await self._sync.ask("find", lambda: self._airtable.find(run_ids))
-        if not isinstance(answer, Listed):
-            log.warning("lookup.failed", run_ids=len(run_ids), reason=answer.cause)
+            return None
+        records = await self._find(run_ids)
+        if records is None:
             return _FAILED_PAUSE_SECONDS
         try:
-            adopted = await self._store.settle_looks(self._sort(run_ids, answer.records), self._clock.now())
+            adopted = await self._store.settle_looks(self._sort(run_ids, records), self._clock.now())
         except StoreUnavailable as error:
             log.error("lookup.not_settled", reason=error.detail)  # noqa: TRY400
             return _FAILED_PAUSE_SECONDS
@@ -74,6 +84,45 @@ class LookupLoop:
         log.info("lookup.done", asked=len(run_ids), adopted=len(adopted))
         self._sync.wake()
         return 0.0
+
+    async def _look_for_lost(self, now: datetime) -> float | None:
+        """Ask for the records of runs whose own was deleted; seconds until it can go on, `None` where none is due."""
+        lost = await self._store.due_record_looks(now, IDS_PER_CALL)
+        if not lost:
+            return None
+        run_ids = [one.run_id for one in lost]
+        records = await self._find(run_ids, [one.record_id for one in lost])
+        if records is None:
+            return _FAILED_PAUSE_SECONDS
+        own = {one.record_id: one.run_id for one in lost}
+        named = self._sort(run_ids, records)
+        found = {run_id: [one.record_id for one in named[run_id]] for run_id in run_ids}
+        for record in records:
+            if record.id in own and record.id not in found[own[record.id]]:  # it is there, and was renamed
+                found[own[record.id]].append(record.id)
+        try:
+            linked = await self._store.settle_record_looks(found, self._clock.now())
+        except StoreUnavailable as error:
+            log.error("lookup.not_settled", reason=error.detail)  # noqa: TRY400
+            return _FAILED_PAUSE_SECONDS
+        for run_id, record_id in linked.items():
+            log.warning("run.linked", run_id=run_id, record_id=record_id)
+        log.info("lookup.lost_done", asked=len(run_ids), linked=len(linked))
+        self._sync.wake()
+        return 0.0
+
+    async def _find(self, run_ids: Sequence[str], record_ids: Sequence[str] = ()) -> list[FoundRecord] | None:
+        """All records that are asked for, or nothing where Airtable does not tell."""
+        records: list[FoundRecord] = []
+        offset: str | None = None
+        while True:
+            answer = await self._sync.ask("find", partial(self._airtable.find, run_ids, record_ids, offset))
+            if not isinstance(answer, Listed):
+                log.warning("lookup.failed", run_ids=len(run_ids), reason=answer.cause)
+                return None
+            records += answer.records
+            if (offset := answer.offset) is None:
+                return records
 
     def _sort(self, run_ids: Sequence[str], records: Sequence[FoundRecord]) -> dict[str, tuple[Adoption, ...]]:
         """What was found for each id that was asked for; only an exact match counts."""

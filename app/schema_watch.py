@@ -1,7 +1,8 @@
 """Looks at the real table's schema once the service has started, and again until it fits the registry.
 
 Acceptance and start never wait for it. While it does not fit, the service is not ready, and goes on accepting and
-syncing what it can. It asks through the sync loop, so that it keeps to the base's limit and stays behind real work.
+syncing what it can. It asks through the sync loop, so that it keeps to the base's limit: first of all at the start,
+later behind real work. Once the schema fits it is looked at again when a refusal makes it doubtful.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from app.logs import get_logger
 from app.policy.asking import Described
 from app.policy.delivery import Denied
-from app.policy.schema import SchemaFlaw, schema_flaws
+from app.policy.schema import SchemaFlaw, may_be_schema, schema_flaws
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: While there are flaws: soon enough for whoever mends the base, and 288 calls a day.
+#: While there are flaws, or refusals that may mean one: soon enough for whoever mends the base, and 288 calls a day.
 LOOK_AGAIN_SECONDS: Final = 300.0
 #: While the base cannot be described the pause doubles from the first to the second of these.
 FIRST_PAUSE_SECONDS: Final = 30.0
@@ -31,31 +32,50 @@ LONGEST_PAUSE_SECONDS: Final = 3600.0
 
 
 class SchemaWatch:
-    """`describe` asks Airtable through the sync loop, and never raises for what the other side does."""
+    """`describe` asks Airtable through the sync loop, and never raises; its argument: whether before real work."""
 
     def __init__(
-        self, describe: Callable[[], Awaitable[DescribeAnswer]], registry: Registry, table: str, clock: Clock
+        self, describe: Callable[[bool], Awaitable[DescribeAnswer]], registry: Registry, table: str, clock: Clock
     ) -> None:
         self._describe = describe
         self._registry = registry
         self._table = table
         self._clock = clock
         self._flaws: tuple[SchemaFlaw, ...] = ()
+        self._asked = False
+        self._doubt = asyncio.Event()
 
     @property
     def flaws(self) -> tuple[SchemaFlaw, ...]:
         """What was wrong at the last look that succeeded; nothing before the first."""
         return self._flaws
 
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """Why not all that is accepted may fit, for `/readyz`. A base that does not tell its columns is no reason."""
+        if not self._asked:
+            return ("the table's columns are not compared with [fields.*] yet: Airtable has not answered",)
+        return tuple(flaw.detail for flaw in self._flaws)
+
+    def suspect(self, cause: str) -> None:
+        """Airtable refused a record for this: look again, if the schema may be what has changed."""
+        if may_be_schema(cause):
+            self._doubt.set()
+
     async def run(self) -> None:
-        """Look until the schema fits, and then do nothing, until cancelled. Raises what nobody foresees."""
-        await self._look_until_fine()
-        await asyncio.Event().wait()
+        """Look until the schema fits, and again at each doubt, until cancelled. Raises what nobody foresees."""
+        while True:
+            await self._look_until_fine()
+            fitted_at = self._clock.monotonic()
+            await self._doubt.wait()
+            await self._clock.sleep(max(0.0, fitted_at + LOOK_AGAIN_SECONDS - self._clock.monotonic()))
 
     async def _look_until_fine(self) -> None:
         pause = FIRST_PAUSE_SECONDS
         while True:
-            answer = await self._describe()
+            self._doubt.clear()
+            answer = await self._describe(not self._asked)
+            self._asked = True
             if isinstance(answer, Described):
                 self._note(answer)
                 if not self._flaws:

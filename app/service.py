@@ -113,6 +113,11 @@ class Service:
         if self.harvest is not None:
             self.harvest.wake()
 
+    def wake_for_replay(self) -> None:
+        """A person asked for messages to be sent again: the records of some may have to be found first."""
+        self.wake()
+        self.lookups.wake()
+
     def stop(self) -> None:
         """Begin nothing new. Everything that is under way has the same time from now to come to its end."""
         self.stopping = True
@@ -154,7 +159,15 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
         airtable = Airtable(_airtable_access(settings, secrets), settings.registry())
         stack.callback(airtable.close)
         meters = Meters()
-        sync = SyncLoop(store, airtable, sources.clock, sources.random, _sync_rules(settings), meters)
+        sync = SyncLoop(
+            store,
+            airtable,
+            sources.clock,
+            sources.random,
+            _sync_rules(settings),
+            meters,
+            on_refused=lambda cause: schema.suspect(cause),  # noqa: PLW0108 - it comes to be below
+        )
         listener = stack.enter_context(_bind(settings))
         lookups = LookupLoop(store, sync, airtable, settings.registry(), sources.clock)
         schema = _schema_watch(settings, sources, sync, airtable)
@@ -248,7 +261,10 @@ def retention_rules(settings: Settings) -> RetentionRules:
 
 def _schema_watch(settings: Settings, sources: Sources, sync: SyncLoop, airtable: Airtable) -> SchemaWatch:
     return SchemaWatch(
-        lambda: sync.ask(DESCRIBE, airtable.describe), settings.registry(), settings.airtable.table, sources.clock
+        lambda first: sync.ask(DESCRIBE, airtable.describe, before_work=first),
+        settings.registry(),
+        settings.airtable.table,
+        sources.clock,
     )
 
 
@@ -350,12 +366,12 @@ async def _serving(
         webhook=Bearer(secrets.webhook_secrets, "APIFY_WEBHOOK_SECRET"),
         check=service.consistency.check,
         prune=service.pruning.prune,
-        on_work=service.wake,
+        on_work=service.wake_for_replay,
     )
     health = Health(
         store.check,
         lambda: service.sync.trouble or service.sync.shortage,
-        lambda: service.schema.flaws,
+        lambda: service.schema.troubles if sources.watch_schema else (),
         lambda: service.stopping,
     )
     metrics = Metrics(store.counts, lambda: _loop_state(service), meters, sources.clock, internal=internal)
@@ -368,7 +384,7 @@ async def _serving(
         standing=lambda: _standing(service),
         statuses=_statuses(settings),
         public_url=settings.server.public_url,
-        on_work=service.wake,
+        on_work=service.wake_for_replay,
     )
     edge = Edge(sources.limits, sources.new_id)
     application = make_application(

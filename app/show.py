@@ -166,6 +166,7 @@ class Shower:
         ]
         rows += [(f"found: {kind}", count) for kind, count in report.found.items()]
         rows += [("opened", report.opened), ("resolved", report.resolved), ("repairs queued", report.repaired)]
+        rows += [("left out: no such column", column) for column in report.columns_left_out]
         self._console.print(make_table("Consistency with Airtable", ("what", "now"), rows))
         if report.findings:
             found = [(one.error_id, one.kind, one.run_id, one.cause) for one in report.findings]
@@ -177,7 +178,10 @@ class Shower:
             text = f"the check could not finish, and changed nothing: {report.trouble}"
             self._console.print(text, markup=False, highlight=False)
         elif not report.found:
-            self._console.print("Airtable has what was delivered")
+            but = (
+                ", as far as it has the columns: 'doctor' names those that it lacks" if report.columns_left_out else ""
+            )
+            self._console.print(f"Airtable has what was delivered{but}")
 
     def pruned(self, report: PruneReport) -> None:
         if self._as_json:

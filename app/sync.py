@@ -24,6 +24,7 @@ from app.policy.delivery import (
     Claim,
     Denied,
     RateLimited,
+    Refused,
     RetryRules,
     Settlement,
     Unknown,
@@ -93,7 +94,10 @@ class SyncLoop:
         random: random.Random,
         rules: SyncRules,
         meters: Meters,
+        *,
+        on_refused: Callable[[str], None] = lambda _cause: None,
     ) -> None:
+        """`on_refused` is told the cause of each delivery that Airtable refused."""
         self._store = store
         self._destination = destination
         self._clock = clock
@@ -110,6 +114,8 @@ class SyncLoop:
         self._allowance = Allowance()
         self._month: datetime | None = None
         self._calls_this_month = 0
+        self._first_questions: deque[_Question] = deque()
+        self._on_refused = on_refused
         self._stopping = False
 
     def wake(self) -> None:
@@ -121,10 +127,11 @@ class SyncLoop:
         """Return when nothing waits and nothing is in flight."""
         await self._idle.wait()
 
-    async def ask(self, method: str, question: Callable[[], Awaitable[AskedT]]) -> AskedT:
-        """Ask Airtable something: within its limit, and when no record waits to be delivered."""
+    async def ask(self, method: str, question: Callable[[], Awaitable[AskedT]], *, before_work: bool = False) -> AskedT:
+        """Ask Airtable something: within its limit, and when no record waits to be delivered, unless `before_work`."""
         answer: asyncio.Future[AskedAnswer] = asyncio.get_running_loop().create_future()
-        self._questions.append(_Question(method, question, answer))
+        waiting = self._first_questions if before_work else self._questions
+        waiting.append(_Question(method, question, answer))
         self.wake()
         return await answer  # type: ignore[return-value]  # the answer to `question` is what it returns
 
@@ -202,7 +209,7 @@ class SyncLoop:
         try:
             allowed = await self._allow(now)
             claim = None
-            if allowed.state is not BudgetState.SPENT:
+            if not self._first_questions and allowed.state is not BudgetState.SPENT:
                 claim = await self._store.claim(now, only_creates=allowed.updates_wait)
         except StoreUnavailable as error:  # it passes: the disk is full, say, or a person holds the database
             self._store_trouble = f"the store gives nothing out to send: {error.detail}"
@@ -255,6 +262,8 @@ class SyncLoop:
 
     def _next_question(self, allowed: Allowance) -> _Question | None:
         """The next one that may be asked. A check is told at once that calls are short, a look-up waits for more."""
+        if self._first_questions:
+            return self._first_questions.popleft()
         for question in list(self._questions):
             if allowed.state is BudgetState.SPENT and question.method not in {DESCRIBE, LIST}:
                 continue
@@ -286,6 +295,8 @@ class SyncLoop:
         self._log(claim, settlement, answer, answered_at - departure.left_at)
         method = MessageKind.CREATE if claim.creating else MessageKind.UPDATE
         self._meters.called(method.value, settlement.status, answered_at - departure.left_at)
+        if isinstance(answer, Refused):
+            self._on_refused(answer.cause)
         while True:
             try:
                 delivered = await self._store.settle(settlement, at)

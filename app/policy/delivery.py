@@ -227,7 +227,10 @@ def _set_aside(run: ClaimedRun, answer: Refused, at: datetime) -> RunSettlement:
 
 SET_ASIDE_MESSAGES: Final[Mapping[ErrorKind, str]] = {
     ErrorKind.REJECTED: "Airtable refused this record: mend the cause, then retry its messages",
-    ErrorKind.RECORD_DELETED: "The record was deleted in Airtable and is never recreated: restore it there, then retry",
+    ErrorKind.RECORD_DELETED: (
+        "Its record was deleted in Airtable, and nothing recreates it: restore it from the trash there, or make one "
+        "record with this Run ID by hand; then 'outbox retry --kind record_deleted' finds it"
+    ),
     ErrorKind.DUPLICATE_RECORD: "Airtable holds several records with this Run ID: keep one, then retry",
 }
 

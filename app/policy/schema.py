@@ -45,6 +45,20 @@ COMPUTED: Final = frozenset(
 )
 
 
+#: How Airtable's refusals begin that a changed schema explains (its error types, and its words for computed fields).
+_SCHEMA_REFUSALS: Final = (
+    "UNKNOWN_FIELD_NAME",
+    "INVALID_MULTIPLE_CHOICE_OPTIONS",
+    "INVALID_VALUE_FOR_COLUMN",
+    "CANNOT_UPDATE_READONLY_FIELD",
+)
+
+
+def may_be_schema(cause: str) -> bool:
+    """Whether a refusal for this may mean that the table's columns are no longer what they were."""
+    return cause.startswith(_SCHEMA_REFUSALS)
+
+
 @dataclass(frozen=True, slots=True)
 class SchemaFlaw:
     """One thing that is wrong, and what to do: `field` and `column` are empty where the table itself is missing."""

@@ -78,6 +78,14 @@ class Adoption:
 
 
 @dataclass(frozen=True, slots=True)
+class LostRecord:
+    """A run whose record was deleted in Airtable, and which record that was."""
+
+    run_id: str
+    record_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered:
     """What a run's record in Airtable should hold, as far as messages of ours named it."""
 
@@ -106,10 +114,14 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class CheckScope:
-    """What a check speaks about: records created after `since`, runs with nothing on its way since `quiet_before`."""
+    """What a check speaks about: records created after `since`, runs with nothing on its way since `quiet_before`.
+
+    `whole` is false where columns were left out: then nothing is known of the fields in them.
+    """
 
     since: datetime
     quiet_before: datetime
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +250,23 @@ class Missing(Protocol):
         """Missing run ids whose look is due, longest due first."""
         ...
 
-    async def next_look_due(self) -> datetime | None: ...
+    async def next_look_due(self) -> datetime | None:
+        """When the next look of either kind is due."""
+        ...
 
     async def settle_looks(self, found: Mapping[str, Sequence[Adoption]], at: datetime) -> Sequence[str]:
         """Adopt each run of which exactly one record was found, look for the others later; the ids of the adopted."""
+        ...
+
+    async def due_record_looks(self, at: datetime, limit: int) -> Sequence[LostRecord]:
+        """Runs whose deleted record is to be looked for under another id, because a person retried their messages."""
+        ...
+
+    async def settle_record_looks(self, found: Mapping[str, Sequence[str]], at: datetime) -> Mapping[str, str]:
+        """Link each run whose record is gone to the only free one of those found; which, by run id.
+
+        All that waits for the runs is due then.
+        """
         ...
 
 

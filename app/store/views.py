@@ -216,6 +216,7 @@ class CheckSummary:
     """A consistency check that came to an end. With `trouble` it could not finish, and changed nothing.
 
     `found` counts findings by kind of error; `opened` and `resolved` count errors, `repaired` the messages queued.
+    `columns_left_out` are those of the registry that the table lacks: nothing was compared in them.
     """
 
     started_at: Time
@@ -229,6 +230,7 @@ class CheckSummary:
     opened: int
     resolved: int
     repaired: int
+    columns_left_out: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Two levels of health: alive (the process answers), ready (it can accept and sync), with reasons.
 
-A table that does not fit the registry makes it `syncing: false`: not all that is accepted can reach Airtable. What can
-still goes there, and `accepting` stays true: the outbox keeps the rest.
+A table that does not fit the registry, or was not looked at yet, makes it `syncing: false`: not all that is accepted
+can reach Airtable. What can still goes there, and `accepting` stays true: the outbox keeps the rest.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from app.policy.schema import SchemaFlaw
-
 
 @dataclass(frozen=True, slots=True)
 class Health:
@@ -28,7 +26,7 @@ class Health:
 
     check_store: Callable[[], Awaitable[None]]
     sync_trouble: Callable[[], str | None]
-    schema_flaws: Callable[[], Sequence[SchemaFlaw]]
+    schema_troubles: Callable[[], Sequence[str]]
     is_stopping: Callable[[], bool]
 
     def routes(self) -> list[web.RouteDef]:
@@ -40,7 +38,7 @@ class Health:
     async def ready(self, _request: web.Request) -> web.Response:
         accepting = [reason for reason in (await self._store_trouble(), self._stopping()) if reason]
         syncing = [trouble] if (trouble := self.sync_trouble()) else []
-        syncing += [flaw.detail for flaw in self.schema_flaws()]
+        syncing += self.schema_troubles()
         wrong = accepting + syncing
         ready = Readiness("not ready" if wrong else "ready", not accepting, not syncing, wrong)
         return shapes.READINESS.answer(ready, status=503 if wrong else 200)

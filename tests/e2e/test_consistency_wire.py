@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.clock import SystemClock, parse_iso
+from app.sandbox.airtable import READ, SCHEMA, WRITE
 from app.sandbox.airtable_errors import quota_exceeded, rate_limited
 from app.sandbox.airtable_limits import NO_LIMITS, Limits
 from app.sandbox.faults import Fault, dropped, hung, odd_body, server_error, slow, truncated
@@ -69,7 +70,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-@pytest.mark.parametrize("after", [0, 1, 3], ids=["first page", "second page", "find"])
+@pytest.mark.parametrize("after", [1, 2, 4], ids=["first page", "second page", "find"])
 async def test_a_failure_waits_and_the_check_goes_on(quick_house: Harness, fault: Fault, after: int) -> None:
     expected = spoil(quick_house)
     quick_house.airtable_server.faults.add(fault, after=after)
@@ -77,14 +78,14 @@ async def test_a_failure_waits_and_the_check_goes_on(quick_house: Harness, fault
         report = await check(quick_house)
     assert found(report) == expected
     assert quick_house.airtable_server.faults.pending == 0
-    assert (report["pages"], report["calls"]) == (4, 5)
-    assert rows(quick_house.store_path, "SELECT count(*) FROM airtable_calls") == [(5,)]
+    assert (report["pages"], report["calls"]) == (4, 6)
+    assert rows(quick_house.store_path, "SELECT count(*) FROM airtable_calls") == [(6,)]
 
 
 @pytest.mark.parametrize("fault", [rate_limited(), server_error(500), dropped()], ids=["429", "500", "dropped"])
 async def test_failures_in_the_middle_of_everything_change_no_finding(quick_house: Harness, fault: Fault) -> None:
     expected = spoil(quick_house)
-    for after in (0, 2, 3, 5):
+    for after in (0, 2, 4, 5, 7):
         quick_house.airtable_server.faults.add(fault, after=after)
     async with quick_house.running():
         assert found(await check(quick_house)) == expected
@@ -108,13 +109,13 @@ async def test_an_expired_listing_starts_again(house: Harness) -> None:
     house.airtable_server.latency = 0.1
     async with house.running():
         checking = asyncio.create_task(check(house))
-        await house.airtable_server.wait_for(lambda log: len(log) == 2)
+        await house.airtable_server.wait_for(lambda log: len(log) == 3)
         house.airtable.delete(house.airtable.records()[0].id)  # was read already, and is gone when it is read again
         house.airtable.expire_listings()
         report = await checking
     assert found(report) == sorted([*expected, ("record_deleted", f"{JOB}-client0")])
-    assert log_of(house) == [*["list"] * (2 + 3), "find"]
-    assert (report["pages"], report["records"], report["calls"]) == (3 + 1, 250, 6)
+    assert log_of(house) == ["describe", *["list"] * 2, "describe", *["list"] * 3, "find"]
+    assert (report["pages"], report["records"], report["calls"]) == (3 + 1, 250, 8)
 
 
 async def test_a_listing_that_always_expires_is_said_and_changes_nothing(house: Harness) -> None:
@@ -138,17 +139,46 @@ async def unfinished(house: Harness) -> dict[str, Json]:
 
 
 async def test_a_table_that_cannot_be_read_is_said_and_changes_nothing(house: Harness) -> None:
-    """A column that was renamed would look like drift of every record; a token without scope, like an empty table."""
+    """Without its Run IDs nothing is known of a record; to a token without scope a table would look empty."""
     spoil(house)
     async with house.running():
         assert len(found(await check(house))) == 4
         before = errors(house)
-        house.airtable.rename_column("Client Name", "Name")
-        assert "Client Name" in str((await unfinished(house))["trouble"])
-        house.airtable.rename_column("Name", "Client Name")
-        house.airtable.scopes = ("data.records:write",)
+        house.airtable.rename_column("Run ID", "Run")
+        assert "no column 'Run ID'" in str((await unfinished(house))["trouble"])
+        house.airtable.rename_column("Run", "Run ID")
+        house.airtable.scopes = (WRITE, SCHEMA)
         assert "INVALID_PERMISSIONS" in str((await unfinished(house))["trouble"])
         assert errors(house) == before
+
+
+async def test_columns_that_the_table_lacks_are_left_out_and_said_and_the_rest_is_compared(house: Harness) -> None:
+    """A renamed column would look like drift of every record, and must not end all checks either."""
+    expected = spoil(house)
+    async with house.running():
+        house.airtable.rename_column("Total Posts Harvested", "Posts")
+        house.airtable.remove_column("Client Name")
+        report = await check(house)
+        assert sorted(report["columns_left_out"]) == ["Client Name", "Total Posts Harvested"]  # type: ignore[arg-type, type-var]
+        assert found(report) == [one for one in expected if one[0] != "drift"]
+        house.airtable.rename_column("Posts", "Total Posts Harvested")
+        report = await check(house)
+        assert (found(report), report["columns_left_out"]) == (expected, ["Client Name"])
+        house.airtable.rename_column("Total Posts Harvested", "Posts")
+        assert (await check(house))["resolved"] == 0  # what cannot be seen is not gone
+        assert ("drift", f"{JOB}-client10", "open", None) in errors(house)
+        stats = (await house.call("GET", "/stats")).json()["last_check"]
+        assert isinstance(stats, dict)
+        assert stats["columns_left_out"] == ["Client Name", "Total Posts Harvested"]
+
+
+async def test_a_token_that_may_not_describe_the_base_still_checks(house: Harness) -> None:
+    expected = spoil(house)
+    house.airtable.scopes = (READ, WRITE)
+    async with house.running():
+        assert found(await check(house)) == expected
+        house.airtable.rename_column("Client Name", "Name")
+        assert "Client Name" in str((await unfinished(house))["trouble"])
 
 
 async def test_a_check_that_waits_for_hours_gives_up(tmp_path: Path) -> None:
@@ -171,17 +201,17 @@ async def test_updates_that_come_during_a_check_go_first_and_the_limit_holds(hou
         update={"airtable": house.settings.airtable.model_copy(update={"requests_per_second": 5, "timeout_seconds": 5})}
     )
     async with house.running():
-        house.airtable_server.faults.add(slow(0.5))
+        house.airtable_server.faults.add(slow(0.5), after=1)
         checking = asyncio.create_task(check(house))
-        await house.airtable_server.wait_for(lambda log: len(log) == 1)  # the first page is being read
+        await house.airtable_server.wait_for(lambda log: len(log) == 2)  # the first page is being read
         for number in range(60, 110):
             await house.call("PATCH", f"/runs/{JOB}-client{number}", {"add": {"posts_scored": 1}})
         report = await checking
         await house.synced()
     # The one whose answer was out is not called back, and no other page is asked for while an update waits.
     kinds = log_of(house)
-    assert kinds[0] == "list"
-    assert kinds.index("list", 1) > max(place for place, kind in enumerate(kinds) if kind == "update")
+    assert kinds[:2] == ["describe", "list"]
+    assert kinds.index("list", 2) > max(place for place, kind in enumerate(kinds) if kind == "update")
     assert most_in_any_second(house.airtable_server.log) <= 5
     assert {one.status for one in house.airtable_server.log} == {200}
     assert found(report) == expected
@@ -204,10 +234,10 @@ async def test_a_second_check_meanwhile_is_refused(house: Harness) -> None:
 
 async def test_a_stop_ends_a_check_at_once_and_it_has_changed_nothing(house: Harness) -> None:
     spoil(house)
-    house.airtable_server.faults.add(hung(), after=1)
+    house.airtable_server.faults.add(hung(), after=2)
     async with house.running():
         checking = asyncio.create_task(house.call("POST", "/check"))
-        await house.airtable_server.wait_for(lambda log: len(log) == 2)
+        await house.airtable_server.wait_for(lambda log: len(log) == 3)
         began = time.monotonic()
         assert house.service is not None
         house.service.stop()

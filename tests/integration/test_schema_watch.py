@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from app.model import Json
     from app.sandbox.airtable import AirtableSandbox
     from app.sandbox.wire import LoggedRequest
 
@@ -57,9 +58,9 @@ async def ready_or_not(house: Harness) -> Answered:
 
 
 async def not_ready(house: Harness) -> list[str]:
-    """Wait until the service says that it is not ready; its reasons."""
+    """Wait until the service has looked, and says that it is not ready; its reasons."""
     async with asyncio.timeout(10):
-        while (answer := await ready_or_not(house)).status == 200:  # noqa: ASYNC110 - a caller has no event of ours
+        while (answer := await ready_or_not(house)).status == 200 or "not compared" in answer.text:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
     said = answer.json()
     assert (answer.status, said["status"], said["accepting"], said["syncing"]) == (503, "not ready", True, False)
@@ -177,6 +178,17 @@ async def test_start_and_acceptance_do_not_wait_for_the_look(watched: Harness) -
         await watched.kick_off()
         await watched.airtable_server.wait_for(lambda _: len(looks(watched)) == 1)
         await until(lambda: len(watched.records()) == 1)
+
+
+async def test_it_is_not_ready_before_the_first_look_has_an_answer(watched: Harness) -> None:
+    watched.airtable_server.faults.add(hung(), path_contains=META)
+    async with watched.running():
+        await watched.airtable_server.wait_for(lambda _: len(looks(watched)) == 1)
+        said = (await ready_or_not(watched)).json()
+        assert (said["status"], said["accepting"], said["syncing"]) == ("not ready", True, False)
+        assert "not compared with [fields.*] yet" in str(said["reasons"])
+        await looked(watched)  # it was no use, and it was tried
+        await until(lambda: bool(clock_of(watched)._sleepers))
         assert (await ready_or_not(watched)).status == 200
 
 
@@ -255,16 +267,65 @@ async def test_a_look_that_is_told_to_slow_down_lets_the_base_rest(watched: Harn
         assert service.sync.rests_for >= 30
 
 
-async def test_the_look_comes_behind_what_waits_to_be_delivered(watched: Harness) -> None:
+async def test_the_first_look_waits_for_no_backlog(watched: Harness) -> None:
+    """It tells whether the service is ready: time stands still here, and the window lets only five requests out."""
     await watched.airtable_server.stop()
     async with watched.running():
-        await watched.kick_off()
+        for number in range(100):
+            await watched.kick_off(f"client{number}")
     await watched.airtable_server.start()
-    clock_of(watched).pass_time(60)
+    clock_of(watched).pass_time(3600)
+    sent = len(looks(watched))
     async with watched.running():
-        await until(lambda: len(watched.records()) == 1 and len(looks(watched)) == 1)
-    begun = "SELECT method FROM airtable_calls WHERE outcome = 'ok' ORDER BY id"
-    assert rows(watched.store_path, begun) == [("create",), ("describe",)]
+        await until(lambda: len(looks(watched)) > sent)
+        assert len(watched.records()) < 100
+
+
+@pytest.mark.parametrize(
+    ("change", "update"),
+    [
+        ("a column is removed", {"add": {"posts_harvested": 1}}),
+        ("an option is removed", {"set": {"status": "No Leads To Score"}}),
+        ("a number becomes a formula", {"add": {"posts_harvested": 1}}),
+    ],
+)
+async def test_a_refusal_that_the_schema_may_explain_is_looked_into(
+    watched: Harness, change: str, update: dict[str, Json]
+) -> None:
+    clock = clock_of(watched)
+    async with watched.running():
+        await looked(watched)
+        run_id = await watched.kick_off()
+        await watched.synced()
+        clock.pass_time(LOOK_AGAIN_SECONDS)
+        by_hand(change)(watched.airtable)
+        await watched.call("PATCH", f"/runs/{run_id}", update)
+        await looked(watched, 2)
+        (reason,) = await not_ready(watched)
+        assert "Total Posts Harvested" in reason or "No Leads To Score" in reason
+
+
+async def test_refusals_that_the_schema_does_not_explain_cost_one_look_in_five_minutes(watched: Harness) -> None:
+    """What is refused for its value alone looks the same. A deleted record has nothing to do with the schema."""
+    clock = clock_of(watched)
+    async with watched.running() as service:
+        await looked(watched)
+        clock.pass_time(LOOK_AGAIN_SECONDS)
+        service.schema.suspect("ROW_DOES_NOT_EXIST: gone")
+        for _ in range(3):
+            service.schema.suspect('INVALID_VALUE_FOR_COLUMN: Field "Status" cannot accept the provided value')
+            await looked(watched, 2)
+        await until(lambda: bool(clock._sleepers))
+        assert (await ready_or_not(watched)).status == 200
+        clock.pass_time(LOOK_AGAIN_SECONDS - 1)
+        assert len(looks(watched)) == 2
+        clock.pass_time(1)
+        await looked(watched, 3)
+        clock.pass_time(86_400)
+        service.schema.suspect("ROW_DOES_NOT_EXIST: gone")
+        await watched.kick_off()
+        await watched.synced()
+        assert len(looks(watched)) == 3
 
 
 async def test_a_bug_in_the_look_ends_the_service(watched: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

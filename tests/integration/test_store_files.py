@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.errors import StoreError
-from app.store.sqlite import activity, consistency, counting, delivery, intake, prune, reading, replay, webhooks
+from app.store.sqlite import (
+    activity,
+    consistency,
+    counting,
+    delivery,
+    intake,
+    missing,
+    prune,
+    reading,
+    replay,
+    troubles,
+    webhooks,
+)
 from app.store.sqlite.store import hold_lock, open_reading
 from app.store.views import DecisionFilter, ErrorFilter, MessageFilter, RunFilter, Slice
 from tests.support.stores import JOB, Desk, adding, kickoff, later, open_desk, setting
@@ -222,6 +234,7 @@ ON_THE_WAY = {
         delivery.RECOVER_RUNS,
         delivery.RECOVER_FAR_RUNS,
         delivery.RECOVER_FAR_LOOKS,
+        delivery.RECOVER_FAR_RECORD_LOOKS,
         delivery.RECOVER_UNDUE_RUNS,
     ],
     "accept a create": [
@@ -242,7 +255,14 @@ ON_THE_WAY = {
         webhooks.SELECT_UNMATCHED,
         webhooks.RESOLVE_UNMATCHED,
     ],
-    "replay": [replay.SELECT_DEAD, replay.REVIVE, replay.RESOLVE_REPLAYED, replay.WAKE_RUN],
+    "replay": [replay.SELECT_DEAD, replay.REVIVE, replay.LOOK_FOR_RECORD, replay.LOOK_FOR_RECORDS, replay.WAKE_RUN],
+    "meet and end troubles": [
+        troubles.SELECT_OPEN,
+        troubles.COUNT_AGAIN,
+        troubles.RESOLVE_DELIVERED,
+        troubles.RESOLVE_SEEN,
+    ],
+    "look for lost records": [missing.SELECT_DUE_RECORD_LOOKS, missing.SELECT_DEAD_OF_LOST, missing.NOTE_LINK],
     "show a run": [reading.SELECT_RUN, reading.SELECT_BATCHES, reading.SELECT_RUN_ERRORS, reading.SELECT_TIMELINE],
     "show a message": [reading.SELECT_MESSAGE],
     "prune": [

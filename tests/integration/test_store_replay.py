@@ -112,6 +112,38 @@ async def test_an_error_stays_open_while_one_of_its_messages_is_dead(desk: Desk)
     await desk.store.retry(update, later(100))
     assert len(await open_errors(desk)) == 1
     await desk.store.retry(1, later(100))
+    assert len(await open_errors(desk)) == 1  # sent again is not yet delivered
+    await desk.deliver_all(later(100))
+    assert await open_errors(desk) == []
+
+
+async def test_what_is_refused_again_for_the_same_cause_counts_up_its_error(desk: Desk) -> None:
+    await desk.kick_off()
+    await desk.deliver_all()
+    for cause in ("no", "no", "never", "no"):
+        await desk.update(adding(RUN, posts_harvested=1))
+        await refuse_all(desk, cause)
+    assert [(one.cause, one.count) for one in await open_errors(desk)] == [("never", 1), ("no", 3)]
+    assert await desk.store.retry_all(kind="rejected", run_id=None, since=None, at=later(98)) == 4
+    await refuse_all(desk, "no")
+    assert [(one.cause, one.count) for one in await open_errors(desk)] == [("never", 1), ("no", 4)]
+    assert desk.rows("SELECT DISTINCT error_id FROM outbox WHERE state = 'dead'") == [(1,)]
+    await desk.store.retry_all(kind=None, run_id=None, since=None, at=later(101))
+    await desk.deliver_all(later(101))
+    assert desk.rows("SELECT DISTINCT state, resolution FROM errors") == [("resolved", "replayed")]
+
+
+async def test_a_delivery_that_left_before_the_retry_ends_no_trouble(desk: Desk) -> None:
+    await desk.kick_off()
+    await desk.deliver_all()
+    dead = await desk.update(setting(RUN, apify_status="READY"))
+    await refuse_all(desk)
+    await desk.update(adding(RUN, posts_harvested=1), later(100))
+    claim = await desk.claim(later(100))
+    await desk.store.retry(dead, later(101))
+    await desk.answer(claim, written(claim), later(102))
+    assert len(await open_errors(desk)) == 1
+    await desk.deliver_all(later(103))
     assert await open_errors(desk) == []
 
 
@@ -177,15 +209,18 @@ async def test_what_is_discarded_follows_no_kickoff_and_stays_readable(desk: Des
     assert "held update discarded" in [entry.what for entry in run.timeline]
 
 
-async def test_discarding_drops_what_this_error_holds_and_nothing_else(desk: Desk) -> None:
+async def test_discarding_drops_all_that_waits_for_the_run_and_nothing_else(desk: Desk) -> None:
+    """What an earlier error of the run held is counted with this one, and goes with it."""
     first = await hold(desk)
     await desk.store.resolve_error(first, note=None, discard=False, at=later(1))
     second = await hold(desk)
     other = await hold(desk, f"{JOB}-Other")
     assert len({first, second, other}) == 3
+    assert [one.updates_held for one in await open_errors(desk)] == [1, 2]
+    assert desk.rows("SELECT updates_held FROM missing_records") == [(2,), (1,)]
     await desk.store.resolve_error(second, note=None, discard=True, at=later(2))
     assert desk.rows("SELECT error_id, state FROM held_updates ORDER BY id") == [
-        (first, "held"),
+        (first, "discarded"),
         (second, "discarded"),
         (other, "held"),
     ]

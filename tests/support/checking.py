@@ -113,8 +113,11 @@ def backdate(house: Harness, *, days: int) -> None:
 
 
 def log_of(house: Harness) -> list[str]:
-    """What was asked of Airtable, in order: `list`, `find`, `create` or `update`."""
-    return [_kind(one.method, one.query, one.body) for one in house.airtable_server.log]
+    """What was asked of Airtable, in order: `describe`, `list`, `find`, `create` or `update`."""
+    return [
+        "describe" if one.path.startswith("/v0/meta/") else _kind(one.method, one.query, one.body)
+        for one in house.airtable_server.log
+    ]
 
 
 def _kind(method: str, query: tuple[tuple[str, str], ...], body: bytes) -> str:

@@ -274,7 +274,8 @@ class Expected:
         if error_id in self.errors:
             self.errors[error_id].resolution = "by_hand"
         if discard:
-            self.held = [one for one in self.held if one[0] != error_id]
+            about = [one.about for id_, one in self.errors.items() if id_ == error_id and one.kind == MISSING]
+            self.held = [one for one in self.held if one[1] not in about]  # whichever error of the run held it
             self.held_told = [one for one in self.held_told if one[0] != error_id]
 
     def is_missing(self, run_id: str) -> bool:

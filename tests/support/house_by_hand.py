@@ -206,7 +206,9 @@ class HouseByHand:
         return self.wait_for(self._begin_look())
 
     async def _begin_look(self) -> list[str]:
-        due = await self.store.due_looks(self.clock.now(), 50)
+        due = await self.store.due_looks(self.clock.now(), 50) or [
+            one.run_id for one in await self.store.due_record_looks(self.clock.now(), 50)
+        ]
         self.look = self.loop.create_task(self.lookups.run_once())
         while not self.look.done() and not self.sync._questions:  # noqa: ASYNC110 - a question has no event
             await asyncio.sleep(0)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 from app.clock import iso
 from app.fields import RUN_ID, load_fold
 from app.model import ErrorKind, Resolution
+from app.policy.delivery import SET_ASIDE_MESSAGES
 from app.store.protocol import CheckOutcome, Delivered, Doubt
+from app.store.sqlite.troubles import UNSETTLED
 from app.store.views import CheckFinding, CheckProgress, CheckSummary
 
 if TYPE_CHECKING:
@@ -30,14 +32,18 @@ MOST_DETAILS: Final = 1_000
 
 FORGET: Final = ("DELETE FROM check_seen", "DELETE FROM check_doubts", "DELETE FROM check_findings")
 # What the record of an adopted run held before is not ours: only what a message of ours named is compared, be it
-# pruned by now.
+# pruned by now. What a dead message names was never delivered, unless a later one delivered it with its present value.
 SELECT_DELIVERED = """
 SELECT run_id, airtable_record_id, fields, CASE origin WHEN 'adopted' THEN (
     SELECT json_group_array(DISTINCT named.value) FROM (
         SELECT m.fields FROM outbox AS m WHERE m.run_id = runs.run_id AND m.delivered_at IS NOT NULL
         UNION ALL
         SELECT p.fields FROM pruned_messages AS p WHERE p.run_id = runs.run_id
-    ) AS ours, json_each(ours.fields) AS named) END AS named
+    ) AS ours, json_each(ours.fields) AS named) END AS named, (
+    SELECT json_group_array(DISTINCT named.value) FROM outbox AS m, json_each(m.fields) AS named
+    WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL AND m.state = 'dead' AND NOT EXISTS (
+        SELECT 1 FROM outbox AS later, json_each(later.fields) AS again
+        WHERE later.run_id = m.run_id AND later.delivered_at > m.dead_at AND again.value = named.value)) AS dead
 FROM runs WHERE airtable_record_id IN (SELECT value FROM json_each(?))
 """
 NOTE_RECORD = """
@@ -60,7 +66,9 @@ def delivered(connection: sqlite3.Connection, record_ids: Sequence[str]) -> dict
         values = load_fold(row["fields"])
         if row["named"] is not None:
             values = {RUN_ID: row["run_id"], **{name: values.get(name) for name in json.loads(row["named"])}}
-        found[row["airtable_record_id"]] = Delivered(row["run_id"], values)
+        dead = frozenset(json.loads(row["dead"]))
+        arrived = {name: value for name, value in values.items() if name not in dead}
+        found[row["airtable_record_id"]] = Delivered(row["run_id"], arrived)
     return found
 
 
@@ -77,9 +85,12 @@ def note(connection: sqlite3.Connection, records: Sequence[SeenRecord], asked: S
 
 # Doubt ----------------------------------------------------------------------------------------------------------
 
+# Nothing is on its way, and nothing has come to an end since. What was set aside does not hide the rest of its run.
 QUIET = """
-(r.sync = 'synced' AND r.due_at IS NULL AND r.call_id IS NULL AND r.changed_at < :quiet_before AND NOT EXISTS (
-    SELECT 1 FROM outbox AS m WHERE m.run_id = r.run_id AND m.delivered_at >= :quiet_before))
+(r.due_at IS NULL AND r.call_id IS NULL AND r.changed_at < :quiet_before
+    AND NOT EXISTS (SELECT 1 FROM outbox AS m WHERE m.run_id = r.run_id AND m.delivered_at >= :quiet_before)
+    AND NOT EXISTS (SELECT 1 FROM outbox AS m WHERE m.run_id = r.run_id AND m.delivered_at IS NULL
+        AND (m.state <> 'dead' OR m.dead_at >= :quiet_before)))
 """
 SEEN = "EXISTS (SELECT 1 FROM check_seen AS own WHERE own.record_id = r.airtable_record_id)"
 ASKED = "EXISTS (SELECT 1 FROM check_doubts AS d WHERE d.record_id = r.airtable_record_id AND d.asked = 1)"
@@ -94,9 +105,13 @@ UNION ALL
 SELECT r.airtable_record_id, r.run_id FROM check_seen AS s JOIN runs AS r ON r.run_id = s.run_id
 WHERE r.airtable_record_id <> s.record_id AND NOT {SEEN} AND {QUIET}
 UNION ALL
+SELECT r.airtable_record_id, r.run_id FROM errors AS e JOIN runs AS r ON r.run_id = e.run_id
+WHERE e.state = 'open' AND r.airtable_record_id IS NOT NULL
+    AND (e.kind IN ('record_deleted', 'duplicate_record') OR (e.kind = 'drift' AND NOT {SEEN}))
+UNION ALL
 SELECT e.found_record_id, e.run_id FROM errors AS e
-WHERE e.found_record_id IS NOT NULL AND e.state = 'open' AND (e.kind IN ('record_deleted', 'duplicate_record')
-    OR NOT EXISTS (SELECT 1 FROM check_seen AS s WHERE s.record_id = e.found_record_id))
+WHERE e.state = 'open' AND e.kind = 'unknown_record'
+    AND NOT EXISTS (SELECT 1 FROM check_seen AS s WHERE s.record_id = e.found_record_id)
 """
 SELECT_DOUBTS = "SELECT record_id, run_id FROM check_doubts WHERE asked = 0 ORDER BY record_id LIMIT ?"
 
@@ -117,7 +132,7 @@ def _times(scope: CheckScope) -> dict[str, str]:
 
 MESSAGES: Final = {
     "drifted": "Fields of its record were changed in Airtable: 'check --repair drift' delivers ours again",
-    "deleted": "Its record in Airtable is gone, and nothing recreates it: restore it from Airtable's trash",
+    "deleted": SET_ASIDE_MESSAGES[ErrorKind.RECORD_DELETED],
     "twice": "Airtable holds several records with this Run ID: keep ours, and delete or rename the others",
     "unknown": "Airtable holds a record that no kickoff of this service created",
 }
@@ -132,10 +147,11 @@ WHERE s.drifted IS NOT NULL AND {QUIET}
 FIND_TWICE = f"""
 INSERT INTO check_findings (kind, record_id, run_id, client_id, message, cause)
 SELECT 'duplicate_record', r.airtable_record_id, r.run_id, r.client_id, :twice, substr(
-    'ours is ' || r.airtable_record_id || ', and there is ' || group_concat(s.record_id, ', '), 1, {MOST_CAUSE})
+    'ours ' || iif({SEEN}, 'is ' || r.airtable_record_id, 'is gone (' || r.airtable_record_id || ')')
+        || ', and there is ' || group_concat(s.record_id, ', '), 1, {MOST_CAUSE})
 FROM check_seen AS s JOIN runs AS r ON r.run_id = s.run_id
-WHERE s.record_id <> r.airtable_record_id AND NOT {OWNED} AND {SEEN} AND {QUIET}
-GROUP BY r.run_id
+WHERE s.record_id <> r.airtable_record_id AND NOT {OWNED} AND {QUIET}
+GROUP BY r.run_id HAVING {SEEN} OR count(*) > 1
 """
 FIND_DELETED = f"""
 INSERT INTO check_findings (kind, record_id, run_id, client_id, message, cause)
@@ -156,22 +172,29 @@ FROM check_seen AS s
 WHERE NOT {OWNED} AND NOT EXISTS (SELECT 1 FROM runs WHERE run_id = s.run_id)
     AND NOT EXISTS (SELECT 1 FROM errors WHERE kind = 'missing_record' AND state = 'open' AND run_id = s.run_id)
 """
+# One open error for a trouble of a run, whoever met it first; a record that is no run's is known by its own id.
+RECOGNISE = """
+UPDATE check_findings SET error_id = CASE kind
+    WHEN 'unknown_record' THEN (SELECT id FROM errors AS e
+        WHERE e.kind = 'unknown_record' AND e.state = 'open' AND e.found_record_id = check_findings.record_id)
+    ELSE (SELECT id FROM errors AS e
+        WHERE e.run_id = check_findings.run_id AND e.kind = check_findings.kind AND e.state = 'open') END
+WHERE error_id IS NULL
+"""
 COUNT_AGAIN = """
-UPDATE errors SET count = count + 1, last_at = :at, cause = f.cause FROM check_findings AS f
-WHERE errors.found_record_id = f.record_id AND errors.kind = f.kind AND errors.state = 'open'
+UPDATE errors SET count = count + 1, last_at = :at, cause = f.cause
+FROM check_findings AS f WHERE errors.id = f.error_id
 """
 OPEN_NEW = """
 INSERT INTO errors (kind, run_id, client_id, message, cause, first_at, last_at, found_record_id)
-SELECT f.kind, f.run_id, f.client_id, f.message, f.cause, :at, :at, f.record_id FROM check_findings AS f
-WHERE NOT EXISTS (SELECT 1 FROM errors AS e
-    WHERE e.found_record_id = f.record_id AND e.kind = f.kind AND e.state = 'open')
+SELECT kind, run_id, client_id, message, cause, :at, :at, record_id FROM check_findings WHERE error_id IS NULL
 """
-# Only what this check is sure of: it saw the record, or asked for it by name, and the run was not on its way.
+# Only what this check is sure of: it saw the record, or asked for it by name, and the run was not on its way. What a
+# deletion or a duplicate set aside has to be replayed first, and so has a repair.
 RESOLVE_GONE = f"""
 UPDATE errors SET state = 'resolved', resolved_at = :at, resolution = '{Resolution.GONE}'
-WHERE found_record_id IS NOT NULL AND state = 'open'
-    AND NOT EXISTS (SELECT 1 FROM check_findings AS f
-        WHERE f.record_id = errors.found_record_id AND f.kind = errors.kind)
+WHERE state = 'open' AND kind IN ('unknown_record', 'drift', 'record_deleted', 'duplicate_record')
+    AND id NOT IN (SELECT error_id FROM check_findings)
     AND CASE kind
         WHEN 'unknown_record' THEN
             EXISTS (SELECT 1 FROM runs WHERE airtable_record_id = errors.found_record_id)
@@ -180,15 +203,17 @@ WHERE found_record_id IS NOT NULL AND state = 'open'
             OR (EXISTS (SELECT 1 FROM check_doubts AS d WHERE d.record_id = errors.found_record_id AND d.asked = 1)
                 AND NOT EXISTS (SELECT 1 FROM check_seen AS s WHERE s.record_id = errors.found_record_id))
         WHEN 'drift' THEN
-            EXISTS (SELECT 1 FROM runs AS r WHERE r.run_id = errors.run_id AND ({SEEN} OR {ASKED}) AND {QUIET})
-        ELSE EXISTS (SELECT 1 FROM runs AS r WHERE r.run_id = errors.run_id AND {ASKED} AND {QUIET})
+            :whole AND EXISTS (
+                SELECT 1 FROM runs AS r WHERE r.run_id = errors.run_id AND ({SEEN} OR {ASKED}) AND {QUIET}
+                AND NOT EXISTS (SELECT 1 FROM outbox AS m WHERE m.run_id = r.run_id AND m.delivered_at IS NULL
+                    AND m.state = 'dead' AND m.source = 'repair'))
+        ELSE EXISTS (SELECT 1 FROM runs AS r WHERE r.run_id = errors.run_id AND {ASKED} AND {QUIET}) AND NOT {UNSETTLED}
     END
 """
 COUNT_KINDS = "SELECT kind, count(*) AS n FROM check_findings GROUP BY kind ORDER BY kind"
 SELECT_DETAILS = f"""
 SELECT e.id AS error_id, f.kind, f.run_id, f.record_id, f.cause, e.first_at, e.count = 1 AS is_new
-FROM check_findings AS f JOIN errors AS e
-    ON e.found_record_id = f.record_id AND e.kind = f.kind AND e.state = 'open'
+FROM check_findings AS f JOIN errors AS e ON e.id = f.error_id
 ORDER BY e.id LIMIT {MOST_DETAILS}
 """
 
@@ -199,9 +224,11 @@ def finish(connection: sqlite3.Connection, scope: CheckScope, *, repair: bool, a
     for find in (FIND_DRIFTED, FIND_TWICE, FIND_DELETED, FIND_UNKNOWN):
         connection.execute(find, known)
     now = {"at": iso(at)}
+    connection.execute(RECOGNISE)
     connection.execute(COUNT_AGAIN, now)
     opened = connection.execute(OPEN_NEW, now).rowcount
-    resolved = connection.execute(RESOLVE_GONE, {**now, **_times(scope)}).rowcount
+    connection.execute(RECOGNISE)
+    resolved = connection.execute(RESOLVE_GONE, {**now, **_times(scope), "whole": scope.whole}).rowcount
     return CheckOutcome(
         found={row["kind"]: row["n"] for row in connection.execute(COUNT_KINDS)},
         findings=[_finding(row) for row in connection.execute(SELECT_DETAILS)],
@@ -224,13 +251,8 @@ INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at)
 SELECT run_id, 'update', 'repair', drifted, '{}', :at FROM check_findings WHERE kind = 'drift' ORDER BY record_id
 """
 WAKE_REPAIRED = """
-UPDATE runs SET sync = 'pending', due_at = :at
+UPDATE runs SET sync = CASE sync WHEN 'failed' THEN 'failed' ELSE 'pending' END, due_at = :at
 WHERE run_id IN (SELECT run_id FROM check_findings WHERE kind = 'drift')
-"""
-RESOLVE_REPAIRED = f"""
-UPDATE errors SET state = 'resolved', resolved_at = :at, resolution = '{Resolution.REPAIRED}'
-WHERE run_id = :run_id AND +kind = '{ErrorKind.DRIFT}' AND +state = 'open' AND found_record_id IS NOT NULL AND EXISTS (
-    SELECT 1 FROM outbox WHERE run_id = :run_id AND delivered_at = :at AND source = 'repair')
 """
 
 
@@ -238,11 +260,6 @@ def _repair(connection: sqlite3.Connection, at: datetime) -> int:
     repaired = connection.execute(QUEUE_REPAIRS, {"at": iso(at)}).rowcount
     connection.execute(WAKE_REPAIRED, {"at": iso(at)})
     return repaired
-
-
-def resolve_repaired(connection: sqlite3.Connection, run_id: str, at: str) -> None:
-    """Close the drift of a run if what was delivered now was its repair."""
-    connection.execute(RESOLVE_REPAIRED, {"run_id": run_id, "at": at})
 
 
 # Report ---------------------------------------------------------------------------------------------------------
@@ -258,13 +275,25 @@ WHERE created_at >= ? AND airtable_record_id IS NOT NULL
 """
 
 
+def _as_row(summary: CheckSummary) -> dict[str, str | int | None]:
+    row = asdict(summary)
+    return {
+        **row,
+        "found": json.dumps(dict(summary.found)),
+        "columns_left_out": json.dumps(list(summary.columns_left_out)),
+    }
+
+
 def keep_summary(connection: sqlite3.Connection, summary: CheckSummary) -> None:
-    connection.execute(INSERT_CHECK, {**asdict(summary), "found": json.dumps(dict(summary.found))})
+    connection.execute(INSERT_CHECK, _as_row(summary))
 
 
 def last_summary(connection: sqlite3.Connection) -> CheckSummary | None:
     row = connection.execute(SELECT_LAST).fetchone()
-    return None if row is None else CheckSummary(**{**dict(row), "found": json.loads(row["found"])})
+    if row is None:
+        return None
+    parsed = {name: json.loads(row[name]) for name in ("found", "columns_left_out")}
+    return CheckSummary(**{**dict(row), **parsed})
 
 
 def last_check_at(connection: sqlite3.Connection) -> str | None:

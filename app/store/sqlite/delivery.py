@@ -12,7 +12,7 @@ from app.fields import load_fold
 from app.model import RECORDS_PER_CALL, CallOutcome, ErrorKind, MessageKind
 from app.policy.delivery import Claim, ClaimedRun, SetAside, Waiting, fields_to_send
 from app.policy.missing import LONGEST_PAUSE
-from app.store.sqlite.consistency import resolve_repaired
+from app.store.sqlite.troubles import meet, resolve_delivered
 
 if TYPE_CHECKING:
     import sqlite3
@@ -121,10 +121,6 @@ DELIVER = """
 UPDATE outbox SET state = 'delivered', delivered_at = ? WHERE run_id = ? AND delivered_at IS NULL AND state = 'sending'
 RETURNING accepted_at
 """
-INSERT_ERROR = """
-INSERT INTO errors (kind, run_id, client_id, message, cause, first_at, last_at)
-VALUES (:kind, :run_id, (SELECT client_id FROM runs WHERE run_id = :run_id), :message, :cause, :at, :at)
-"""
 SET_ASIDE = "UPDATE outbox SET state = 'dead', dead_at = ?, error_id = ? WHERE id = ?"
 # The kind is a literal: as a parameter it decides whether a partial index serves, and SQLite would plan anew each time.
 WAIT_AGAIN = """
@@ -165,16 +161,17 @@ def settle(connection: sqlite3.Connection, settlement: Settlement, at: datetime)
 
 def _settle_run(connection: sqlite3.Connection, run: RunSettlement, now: str) -> list[datetime]:
     accepted: list[datetime] = []
+    created = False
     if run.record_id is not None:
         owner = connection.execute(SELECT_OWNER, (run.record_id,)).fetchone()
         if owner is None or owner["run_id"] == run.run_id:
-            connection.execute(KNOW_RECORD, (run.record_id, run.run_id))
+            created = connection.execute(KNOW_RECORD, (run.record_id, run.run_id)).rowcount > 0
         else:
             run = _shares_record(connection, run, owner["run_id"])
     if run.delivered:
         delivered = connection.execute(DELIVER, (now, run.run_id)).fetchall()
         accepted = [parse_iso(row["accepted_at"]) for row in delivered]
-        resolve_repaired(connection, run.run_id, now)
+        resolve_delivered(connection, run.run_id, run.record_id, created=created, at=now)
     else:
         _take_back(connection, run, now)
     rest = {"failures": run.failures, "share": run.share, "due_at": iso(run.due_at), "run_id": run.run_id}
@@ -201,8 +198,7 @@ def _take_back(connection: sqlite3.Connection, run: RunSettlement, now: str) -> 
 
 
 def _set_aside(connection: sqlite3.Connection, run_id: str, dead: SetAside, now: str) -> None:
-    error = {"kind": dead.kind, "run_id": run_id, "message": dead.message, "cause": dead.cause, "at": now}
-    error_id = connection.execute(INSERT_ERROR, error).lastrowid
+    error_id = meet(connection, dead.kind, run_id, dead.message, dead.cause, now)
     newest_first = sorted(dead.message_ids, reverse=True)
     connection.executemany(SET_ASIDE, [(now, error_id, message_id) for message_id in newest_first])
 
@@ -271,7 +267,9 @@ UPDATE runs SET due_at = :at WHERE id IN (
         AND r.share = lane.share AND r.due_at > :latest AND r.due_at IS NOT NULL AND r.call_id IS NULL)
 """
 RECOVER_FAR_LOOKS = "UPDATE errors SET look_due_at = :at WHERE look_due_at > :latest"
-# Nothing of ours leaves a message without a due time but the death of its create; a person's hand does.
+RECOVER_FAR_RECORD_LOOKS = "UPDATE record_looks SET due_at = :at WHERE due_at > :latest"
+# Nothing of ours leaves a message without a due time but the death of its create and a look for its record; a person's
+# hand does.
 RECOVER_UNDUE_RUNS = """
 UPDATE runs SET due_at = :at
 WHERE due_at IS NULL AND sync <> 'synced'
@@ -279,6 +277,7 @@ WHERE due_at IS NULL AND sync <> 'synced'
         WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL AND m.state = 'pending')
     AND NOT EXISTS (
         SELECT 1 FROM outbox AS c WHERE c.run_id = runs.run_id AND c.kind = 'create' AND c.state = 'dead')
+    AND run_id NOT IN (SELECT run_id FROM record_looks)
 """
 
 
@@ -290,7 +289,8 @@ def recover(connection: sqlite3.Connection, at: datetime, longest_wait: timedelt
     )
     connection.execute(RECOVER_RUNS, (iso(at),))
     connection.execute(RECOVER_FAR_RUNS, {"at": iso(at), "latest": iso(at + longest_wait)})
-    connection.execute(RECOVER_FAR_LOOKS, {"at": iso(at), "latest": iso(at + LONGEST_PAUSE)})
+    for far_looks in (RECOVER_FAR_LOOKS, RECOVER_FAR_RECORD_LOOKS):
+        connection.execute(far_looks, {"at": iso(at), "latest": iso(at + LONGEST_PAUSE)})
     connection.execute(RECOVER_UNDUE_RUNS, {"at": iso(at)})
     return taken_back
 

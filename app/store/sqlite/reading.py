@@ -50,8 +50,10 @@ SELECT at, what, detail FROM (
     FROM run_timeline WHERE run_id = ? ORDER BY at DESC, step DESC, id DESC LIMIT {LATEST}
 ) ORDER BY at, step, id
 """
+# What waits for a run waits under its open error, whichever error held it.
 HELD_COUNT = """
-(SELECT count(*) FROM held_updates AS h WHERE h.run_id = errors.run_id AND h.state = 'held' AND h.error_id = errors.id)
+(SELECT count(*) FROM held_updates AS h WHERE h.run_id = errors.run_id AND h.state = 'held'
+    AND (h.error_id = errors.id OR (errors.kind = 'missing_record' AND errors.state = 'open')))
 """
 ERROR_COLUMNS = f"SELECT *, {HELD_COUNT} AS updates_held FROM errors"
 SELECT_RUN_ERRORS = f"{ERROR_COLUMNS} WHERE run_id = ? ORDER BY id DESC LIMIT {LATEST}"

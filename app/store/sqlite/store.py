@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         CheckScope,
         Delivered,
         Doubt,
+        LostRecord,
         PruneCursor,
         SeenRecord,
         WebhookEvent,
@@ -261,6 +262,16 @@ class SqliteStore(SqliteReading):
                 connection, None, run_id, now=at, when=when, rules=self._rules, known=self._run_fields
             )
         return adopted
+
+    async def due_record_looks(self, at: datetime, limit: int) -> Sequence[LostRecord]:
+        return await self._reader.run(lambda connection: missing.due_record_looks(connection, at, limit))
+
+    async def settle_record_looks(self, found: Mapping[str, Sequence[str]], at: datetime) -> Mapping[str, str]:
+        def settle(connection: sqlite3.Connection) -> Mapping[str, str]:
+            linked = {one: missing.settle_record_look(connection, one, found[one], at) for one in found}
+            return {run_id: record_id for run_id, record_id in linked.items() if record_id is not None}
+
+        return await self._writer.run(settle)
 
     # Consistency
 
