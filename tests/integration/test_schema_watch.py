@@ -293,8 +293,8 @@ async def test_a_refusal_that_the_schema_may_explain_is_looked_into(
     watched: Harness, change: str, update: dict[str, Json]
 ) -> None:
     clock = clock_of(watched)
-    async with watched.running():
-        await looked(watched)
+    async with watched.running() as service:
+        await until(lambda: not service.schema.troubles)
         run_id = await watched.kick_off()
         await watched.synced()
         clock.pass_time(LOOK_AGAIN_SECONDS)
@@ -309,7 +309,7 @@ async def test_refusals_that_the_schema_does_not_explain_cost_one_look_in_five_m
     """What is refused for its value alone looks the same. A deleted record has nothing to do with the schema."""
     clock = clock_of(watched)
     async with watched.running() as service:
-        await looked(watched)
+        await until(lambda: not service.schema.troubles)
         clock.pass_time(LOOK_AGAIN_SECONDS)
         service.schema.suspect("ROW_DOES_NOT_EXIST: gone")
         for _ in range(3):
