@@ -90,7 +90,7 @@ CALM = Counts(
     oldest_pending_seconds=2.0, held=0, open_errors={}, batches={}, calls_this_month=CallCounts(7), last_check=None,
 )  # fmt: skip
 STEADY = Standing(trouble=None, rests_for_seconds=0.0, schema_flaws=(), is_checking=False)
-FAILED_CHECK = CheckSummary("", "", "", "no answer", 0, 0, 0, {}, 0, 0, 0)
+FAILED_CHECK = CheckSummary("", "", "", "no answer", 0, 0, 0, {}, 0, 0, 0, ())
 
 
 def test_all_is_well_when_nothing_is_open_stuck_or_in_trouble() -> None:
