@@ -12,14 +12,13 @@ import ctypes
 import os
 import struct
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterator
     from ctypes import _CFunctionType as _Function
-    from pathlib import Path
 
 Kind = Literal["write", "sync", "truncate", "delete"]
 _KINDS: Final[tuple[Kind, ...]] = ("write", "sync", "truncate", "delete")
@@ -115,6 +114,8 @@ def _apply(content: bytearray, act: Act) -> None:
 
 # Recording ----------------------------------------------------------------------------------------------------------
 
+#: Of the index of the WAL, what says how far the WAL goes.
+_INDEX_LENGTH: Final = 136
 _POINTER: Final = ctypes.c_void_p
 # A name stays a pointer: SQLite goes on reading what stands behind it.
 _OPEN: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, _POINTER, ctypes.c_int, _POINTER)
@@ -158,7 +159,8 @@ class Recorder:
 
     def __init__(self, journal: int) -> None:
         self._journal = journal
-        self._names: dict[int, str] = {}
+        self._names: dict[int, str] = {}  # by the address of SQLite's own structure
+        self._paths: dict[str, str] = {}
         self._tables: dict[int, _Methods] = {}
         self._kept: list[object] = []  # functions that C code calls
         library = ctypes.CDLL(_sqlite3.__file__)
@@ -175,10 +177,19 @@ class Recorder:
         known = name.encode()
         os.write(self._journal, _HEAD.pack(_KINDS.index(kind), len(known), place, len(data)) + known + data)
 
+    def _note_index(self, name: str) -> None:
+        """SQLite shares the index of the WAL through memory, which the machine writes down whenever it likes."""
+        if name.endswith("-wal"):
+            index = Path(f"{self._paths[name.removesuffix('-wal')]}-shm")
+            if index.exists():
+                self._note("write", index.name, 0, index.read_bytes()[:_INDEX_LENGTH])
+
     def _on_open(self, layer: int, name: int | None, file: int, flags: int, out_flags: int) -> int:
         code = self._open(layer, name, file, flags, out_flags)
         if code == 0 and name is not None:
-            self._names[file] = _file_name(name)
+            path = os.fsdecode(ctypes.string_at(name))
+            self._names[file] = PurePath(path).name
+            self._paths[PurePath(path).name] = path
             methods = ctypes.cast(file, ctypes.POINTER(_POINTER))
             original = methods[0]
             if original not in self._tables:
@@ -187,7 +198,7 @@ class Recorder:
         return int(code)
 
     def _on_delete(self, layer: int, name: int, sync_folder: int) -> int:
-        self._note("delete", _file_name(name))
+        self._note("delete", PurePath(os.fsdecode(ctypes.string_at(name))).name)
         return int(self._delete(layer, name, sync_folder))
 
     def _wrapped(self, original: int) -> _Methods:
@@ -195,6 +206,7 @@ class Recorder:
         write, truncate, sync = _WRITE(table.write), _TRUNCATE(table.truncate), _SYNC(table.sync)
 
         def on_write(file: int, data: int, length: int, place: int) -> int:
+            self._note_index(self._names[file])
             self._note("write", self._names[file], place, ctypes.string_at(data, length))
             return int(write(file, data, length, place))
 
@@ -211,10 +223,6 @@ class Recorder:
         table.write, table.truncate = self._keep(_WRITE(on_write)), self._keep(_TRUNCATE(on_truncate))
         table.sync = self._keep(_SYNC(on_sync))
         return table
-
-
-def _file_name(path: int) -> str:
-    return PurePath(os.fsdecode(ctypes.string_at(path))).name
 
 
 def record_writes(journal: Path) -> Recorder:

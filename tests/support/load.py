@@ -106,6 +106,7 @@ class Load:
     def __init__(self, url: str, rng: random.Random, *, batches: int = 0) -> None:
         """The first `batches` kickoffs order a batch each."""
         self.ledger = Ledger()
+        self.refused = 0
         self._url = url
         self._batches = batches
         self._rng = rng
@@ -179,6 +180,7 @@ class Load:
                     if answer.status < 300:
                         return True
                     assert answer.status == 503, text
+                    self.refused += 1
             await asyncio.sleep(0.01)  # it is being stopped, or started again
             if begun or gives_up:
                 return False

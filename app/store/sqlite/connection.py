@@ -65,6 +65,11 @@ def connect_reading(path: Path) -> sqlite3.Connection:
     return _open(path, mode="ro")
 
 
+def connect_alone(path: Path) -> sqlite3.Connection:
+    """A reading connection to a file that nobody writes and that has no WAL: not even a file beside it is made."""
+    return _open(path, mode="ro&immutable=1")
+
+
 async def open_unit_connection(connector: Callable[[], sqlite3.Connection]) -> UnitConnection:
     connection = UnitConnection(connector, _ITER_CHUNK_SIZE)
     await connection
@@ -88,8 +93,10 @@ class GroupCommit:
     A unit that fails is rolled back alone. Nobody is answered before the commit that carries his unit.
     """
 
-    def __init__(self, connection: UnitConnection) -> None:
+    def __init__(self, connection: UnitConnection, check_files: Callable[[], None] = lambda: None) -> None:
+        """`check_files` raises a `Problem` where a commit would go to a file that nobody would find again."""
         self._connection = connection
+        self._check_files = check_files
         self._waiting: list[_Waiting[object]] = []
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
@@ -114,7 +121,8 @@ class GroupCommit:
             while self._waiting:
                 group, self._waiting = self._waiting[:GROUP_LIMIT], self._waiting[GROUP_LIMIT:]
                 try:
-                    outcomes = await self._connection.run(partial(_commit_together, [one.unit for one in group]))
+                    units = [one.unit for one in group]
+                    outcomes = await self._connection.run(partial(_commit_together, units, self._check_files))
                 except Exception as error:  # noqa: BLE001  # whatever it is, each caller has to hear of it
                     outcomes = [_as_unavailable(error)] * len(group)
                 for one, outcome in zip(group, outcomes, strict=True):
@@ -135,8 +143,11 @@ class GroupCommit:
         await self._connection.close()
 
 
-def _commit_together(units: list[Unit[object]], connection: sqlite3.Connection) -> list[_Done[object] | Exception]:
+def _commit_together(
+    units: list[Unit[object]], check_files: Callable[[], None], connection: sqlite3.Connection
+) -> list[_Done[object] | Exception]:
     outcomes: list[_Done[object] | Exception] = []
+    check_files()
     try:
         connection.execute("BEGIN IMMEDIATE")
         for unit in units:
@@ -155,6 +166,7 @@ def _commit_together(units: list[Unit[object]], connection: sqlite3.Connection) 
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
         raise
+    check_files()  # again: they may have gone between the first look and the commit
     return outcomes
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Final
 from app.clock import iso
 from app.errors import StoreError, StoreLocked
 from app.store.sqlite.connection import connect_reading
+from app.store.sqlite.files import refuse_losses
 from app.store.sqlite.migrate import migrations_directory, missing_migrations, read_migrations
-from app.store.sqlite.store import hold_lock
+from app.store.sqlite.store import QUICK_CHECK, hold_lock
 
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-QUICK_CHECK: Final = "PRAGMA quick_check(5)"
 #: Two connections that write or checkpoint at once could corrupt a database (https://www.sqlite.org/wal.html).
 _WAL_RESET_BUG: Final = ((3, 7, 0), (3, 51, 3))
 _WAL_RESET_FIXED_IN: Final = ((3, 50, 7), (3, 44, 6))
@@ -39,6 +39,7 @@ class StoreSeen:
 def examine(path: Path) -> StoreSeen:
     """Read all of the file at `path`, which must exist, and write nothing."""
     try:
+        refuse_losses(path)
         with contextlib.closing(connect_reading(path)) as connection:
             found = [str(row[0]) for row in connection.execute(QUICK_CHECK)]
             if found != ["ok"]:

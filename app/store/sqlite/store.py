@@ -26,7 +26,15 @@ from app.store.sqlite import (
     replay,
     webhooks,
 )
-from app.store.sqlite.connection import GroupCommit, Reader, connect_reading, connect_writing, open_unit_connection
+from app.store.sqlite.connection import (
+    GroupCommit,
+    Reader,
+    connect_alone,
+    connect_reading,
+    connect_writing,
+    open_unit_connection,
+)
+from app.store.sqlite.files import OpenedFiles, refuse_losses, wal_of
 from app.store.sqlite.intake import When
 from app.store.sqlite.migrate import migrate, migrations_directory, missing_migrations, read_migrations
 
@@ -72,6 +80,10 @@ if TYPE_CHECKING:
     )
 
 VACUUM_INTO: Final = "VACUUM INTO ?"
+QUICK_CHECK: Final = "PRAGMA quick_check(5)"
+#: In a table that is empty between two consistency checks, and has no id like this one.
+INSERT_PROBE: Final = "INSERT INTO check_doubts (record_id) VALUES ('')"
+DELETE_PROBE: Final = "DELETE FROM check_doubts WHERE record_id = ''"
 
 
 class SqliteReading:
@@ -344,11 +356,17 @@ class SqliteStore(SqliteReading):
         await self._writer.run(lambda connection: replay.decide(connection, action, at, who, note=note))
 
     async def check(self) -> None:
-        await self._writer.run(lambda _connection: None)
+        await self._writer.run(_write_something)
 
     async def close(self) -> None:
         await self._reader.close()
         await self._writer.close()  # last, for only then SQLite folds the WAL into the file: a copy of it has all
+
+
+def _write_something(connection: sqlite3.Connection) -> None:
+    """Dirty a page, so that the commit needs room on the disk, and leave nothing behind."""
+    connection.execute(INSERT_PROBE)
+    connection.execute(DELETE_PROBE)
 
 
 @contextlib.contextmanager
@@ -393,12 +411,25 @@ def prepare(path: Path, at: datetime) -> list[str]:
     make_folder(path)
     with _as_store_error(path):
         migrations = read_migrations(migrations_directory())
+        refuse_losses(path)
         if path.exists():
             # Before a writing connection turns it to WAL: a file that is refused stays as it is, byte for byte.
-            with contextlib.closing(connect_reading(path)) as connection:
+            connect = connect_reading if wal_of(path.resolve()).exists() else connect_alone
+            with contextlib.closing(connect(path)) as connection:
                 missing_migrations(connection, migrations)
+                refuse_damage(path, connection)
         with contextlib.closing(connect_writing(path)) as connection:
             return migrate(connection, migrations, at)
+
+
+def refuse_damage(path: Path, connection: sqlite3.Connection) -> None:
+    """Read all of the database. Raises `StoreError` with what is broken."""
+    found = [str(row[0]) for row in connection.execute(QUICK_CHECK)]
+    if found != ["ok"]:
+        raise StoreError(
+            f"{path} is damaged ({'; '.join(found)}): restore a backup, or save what can be read with the sqlite3 "
+            "shell's .recover"
+        )
 
 
 @contextlib.contextmanager
@@ -414,6 +445,19 @@ def _as_store_error(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} cannot be opened ({error.strerror}): check its folder's permissions") from error
 
 
+def connect_opened(path: Path) -> sqlite3.Connection:
+    """A writing connection that has written: the WAL is there, and a folder that takes nothing is found out now."""
+    connection = connect_writing(path)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        _write_something(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 @contextlib.asynccontextmanager
 async def open_store(
     path: Path, *, at: datetime, linger_seconds: float, run_fields: Sequence[str], rules: HarvestRules
@@ -426,7 +470,9 @@ async def open_store(
     make_folder(path)
     with hold_lock(path):
         prepare(path, at)
-        writer = GroupCommit(await open_unit_connection(partial(connect_writing, path)))
+        with _as_store_error(path):
+            connection = await open_unit_connection(partial(connect_opened, path))
+        writer = GroupCommit(connection, OpenedFiles(path).check)
         try:
             reader = Reader(await open_unit_connection(partial(connect_reading, path)))
         except BaseException:
@@ -448,6 +494,7 @@ async def open_reading(path: Path) -> AsyncIterator[SqliteReading]:
     """
     if not path.exists():
         raise StoreError(f"there is no store at {path} yet: start the service, or give [store] path")
+    refuse_losses(path)
     with _as_store_error(path), contextlib.closing(connect_reading(path)) as connection:
         missing = missing_migrations(connection, read_migrations(migrations_directory()))
     if missing:
