@@ -12,8 +12,11 @@ import re
 import sys
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import typer
 
@@ -24,7 +27,7 @@ from app.logs import configure_logs
 from app.model import ErrorKind, ErrorState, MessageKind, MessageState, SyncState
 from app.policy.budget import BudgetState
 from app.show import Shower
-from app.store.sqlite.store import SqliteReading, hold_lock, make_folder, open_reading, prepare
+from app.store.sqlite.store import SqliteReading, backup_progress, hold_lock, make_folder, open_reading, prepare
 from app.store.views import MAX_LIMIT, CheckReport, ErrorFilter, MessageFilter, RunFilter, Slice
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ T = TypeVar("T")
 
 PROBLEM = 1
 WRONG_USAGE = 2
+_ALIVE_SECONDS: Final = 5.0
 #: SQLite's ids have 63 bits.
 MOST_ID = 2**63 - 1
 
@@ -56,6 +60,11 @@ Config = Annotated[Path | None, typer.Option("--config", help=f"The configuratio
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Limit = Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Rows to show.")]
 Cursor = Annotated[int | None, typer.Option(min=0, max=MOST_ID, help="Go on where the last page ended.")]
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: lines as a person types them, not wrapped."""
+    return "\n".join(["\b", "Examples:", *(f"  runrecords {line}" for line in lines)])
 
 
 def main() -> NoReturn:
@@ -82,7 +91,7 @@ def _fail(text: str, code: int) -> NoReturn:
 # The service ----------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(epilog=examples("serve", "serve --sandbox", "serve --config /etc/runrecords.toml"))
 def serve(
     config: Config = None,
     sandbox: Annotated[
@@ -105,7 +114,7 @@ def serve(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(epilog=examples("demo"))
 def demo(config: Config = None) -> None:
     """Run the main job end to end against the sandbox, print what landed and what is held, and end.
 
@@ -119,7 +128,7 @@ def demo(config: Config = None) -> None:
     raise typer.Exit(0 if all_well else PROBLEM)
 
 
-@app.command()
+@app.command(epilog=examples("migrate"))
 def migrate(config: Config = None) -> None:
     """Bring the store's schema to this version (serve does so by itself)."""
     settings = load_settings(config)
@@ -130,29 +139,43 @@ def migrate(config: Config = None) -> None:
     typer.echo(f"{path}: " + (f"applied {', '.join(applied)}" if applied else "up to date"))
 
 
-@app.command()
+@app.command(epilog=examples("backup /backups/runs.db"))
 def backup(
     to: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")], config: Config = None
 ) -> None:
     """Write a copy of the store that can be opened as one, while the service goes on."""
     settings = load_settings(config)
-    _read(settings, lambda store: store.backup(to))
+    shower = Shower(as_json=False)
+
+    async def copying(store: SqliteReading) -> None:
+        async with shower.progressing(f"writing {to.name}", lambda: backup_progress(Path(settings.store.path), to)):
+            await store.backup(to)
+
+    _read(settings, copying)
     typer.echo(f"{settings.store.path} is backed up to {to}")
 
 
 # Looking --------------------------------------------------------------------------------------------------------
 
 
-@app.command()
-def status(config: Config = None, as_json: Json = False) -> None:
+@app.command(epilog=examples("status", "status --json", "status --alive"))
+def status(
+    config: Config = None,
+    as_json: Json = False,
+    alive: Annotated[bool, typer.Option("--alive", help="Only whether the service answers here, and no more.")] = False,
+) -> None:
     """Whether all is well: what waits, what is set aside, which errors are open. Exits 1 if something needs eyes."""
-    stats = _read(load_settings(config), lambda store: store.stats(datetime.now(UTC)))
+    settings = load_settings(config)
+    if alive:
+        _check_alive(settings)
+        return
+    stats = _read(settings, lambda store: store.stats(datetime.now(UTC)))
     Shower(as_json=as_json).stats(stats)
     if stats.dead or stats.open_errors or stats.calls_this_month.state in {BudgetState.RESERVED, BudgetState.SPENT}:
         raise typer.Exit(PROBLEM)
 
 
-@app.command()
+@app.command(epilog=examples("doctor", "doctor --json"))
 def doctor(config: Config = None, as_json: Json = False) -> None:
     """Whether all that the service needs is in order: tokens, base, columns, actor, store, machine; and what to do.
 
@@ -167,7 +190,10 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
     raise typer.Exit(diagnosis.exit_code)
 
 
-@runs_app.command("list")
+@runs_app.command(
+    "list",
+    epilog=examples("runs list", "runs list --client Guy-Wilson --sync failed", "runs list --job 251007-070457 --json"),
+)
 def runs_list(
     config: Config = None,
     as_json: Json = False,
@@ -184,7 +210,7 @@ def runs_list(
     Shower(as_json=as_json).runs(page)
 
 
-@runs_app.command("show")
+@runs_app.command("show", epilog=examples("runs show 251007-070457-Guy-Wilson"))
 def runs_show(
     run_id: Annotated[str, typer.Argument(help="<job_id>-<client_id>")], config: Config = None, as_json: Json = False
 ) -> None:
@@ -195,7 +221,9 @@ def runs_show(
     Shower(as_json=as_json).run(run)
 
 
-@errors_app.command("list")
+@errors_app.command(
+    "list", epilog=examples("errors list --state open", "errors list --kind missing_record --client Guy-Wilson")
+)
 def errors_list(
     config: Config = None,
     as_json: Json = False,
@@ -212,7 +240,14 @@ def errors_list(
     Shower(as_json=as_json).errors(page)
 
 
-@outbox_app.command("list")
+@outbox_app.command(
+    "list",
+    epilog=examples(
+        "outbox list --undelivered",
+        "outbox list --kind create --state dead --since 1d",
+        "outbox list --run 251007-070457-Guy-Wilson",
+    ),
+)
 def outbox_list(
     config: Config = None,
     as_json: Json = False,
@@ -243,7 +278,9 @@ def outbox_list(
 # Changing -------------------------------------------------------------------------------------------------------
 
 
-@errors_app.command("resolve")
+@errors_app.command(
+    "resolve", epilog=examples("errors resolve 1 --note 'the option is back'", "errors resolve 2 --discard")
+)
 def errors_resolve(
     error_id: Annotated[int, typer.Argument(min=1, max=MOST_ID, help="The error's id.")],
     config: Config = None,
@@ -256,7 +293,7 @@ def errors_resolve(
     Shower(as_json=as_json).error(error)
 
 
-@outbox_app.command("retry")
+@outbox_app.command("retry", epilog=examples("outbox retry 4", "outbox retry --kind rejected --since 2h"))
 def outbox_retry(
     message_id: Annotated[
         int | None, typer.Argument(min=1, max=MOST_ID, help="One message; without it, all that the options name.")
@@ -300,7 +337,7 @@ class Repair(StrEnum):
     DRIFT = "drift"
 
 
-@app.command()
+@app.command(epilog=examples("check", "check --repair drift", "check --json"))
 def check(
     config: Config = None,
     as_json: Json = False,
@@ -321,7 +358,7 @@ def check(
         async with (
             open_operator(settings, secrets) as operator,
             open_reading(Path(settings.store.path)) as store,
-            shower.progressing(lambda: store.check_progress(since)),
+            shower.progressing("reading Airtable", lambda: store.check_progress(since)),
         ):
             return await operator.check(repair=repair is not None)
 
@@ -331,7 +368,7 @@ def check(
         raise typer.Exit(PROBLEM)
 
 
-@app.command()
+@app.command(epilog=examples("prune"))
 def prune(config: Config = None, as_json: Json = False) -> None:
     """Remove what is past its days ([retention]), now: the service does so by itself once a day.
 
@@ -353,6 +390,22 @@ def _read(settings: Settings, look: Callable[[SqliteReading], Awaitable[T]]) -> 
             return await look(store)
 
     return asyncio.run(reading())
+
+
+def _check_alive(settings: Settings) -> None:
+    """Ask `/healthz`, as a container's health check does all the time: without the clients, which take a second."""
+    address = urlsplit(settings.server.local_url)
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=_ALIVE_SECONDS)
+    try:
+        connection.request("GET", "/healthz")
+        answer = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        raise Problem(f"nothing answers at {settings.server.local_url}: {error}") from error
+    finally:
+        connection.close()
+    if answer != HTTPStatus.OK:
+        raise Problem(f"what answers at {settings.server.local_url} is not this service ({answer})")
+    typer.echo("alive")
 
 
 def _operate(config: Path | None, change: Callable[[Operator], Coroutine[None, None, T]]) -> T:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from app.model import Json
-    from app.store.views import CallCounts, CheckProgress
+    from app.store.views import CallCounts, HowFar
 
 _STYLES = {
     "synced": "green",
@@ -208,13 +208,13 @@ class Shower:
             yield
 
     @contextlib.asynccontextmanager
-    async def progressing(self, look: Callable[[], Awaitable[CheckProgress]]) -> AsyncIterator[None]:
-        """A bar on a terminal that follows a check; nothing elsewhere."""
+    async def progressing(self, what: str, look: Callable[[], Awaitable[HowFar]]) -> AsyncIterator[None]:
+        """A bar on a terminal that follows what takes long; nothing elsewhere."""
         if self._as_json or not self._console.is_terminal:
             yield
             return
         with Progress(console=self._console, transient=True) as bar:
-            task = bar.add_task("reading Airtable", total=None)
+            task = bar.add_task(what, total=None)
             following = asyncio.create_task(_follow(bar, task, look))
             try:
                 yield
@@ -258,7 +258,7 @@ def _budget(calls: CallCounts) -> str:
 _LOOK_SECONDS = 0.5
 
 
-async def _follow(bar: Progress, task: TaskID, look: Callable[[], Awaitable[CheckProgress]]) -> None:
+async def _follow(bar: Progress, task: TaskID, look: Callable[[], Awaitable[HowFar]]) -> None:
     while True:
         seen = await look()
         bar.update(task, completed=seen.seen, total=max(seen.seen, seen.expected) or None)

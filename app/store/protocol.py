@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from app.store.views import (
         ActivityStep,
         CheckFinding,
-        CheckProgress,
         CheckSummary,
         Counts,
         DecisionFilter,
         DecisionView,
         ErrorFilter,
         ErrorView,
+        HowFar,
         MessageFilter,
         MessageView,
         Page,
@@ -381,7 +381,7 @@ class Reading(Protocol):
         """`count` steps from `since` on, each as long as `step`."""
         ...
 
-    async def check_progress(self, since: datetime) -> CheckProgress: ...
+    async def check_progress(self, since: datetime) -> HowFar: ...
 
     async def backup(self, to: Path) -> None:
         """Write a copy that can be opened as a store; raises `FileExistsError`."""

@@ -252,8 +252,8 @@ class CheckReport(CheckSummary):
 
 
 @dataclass(frozen=True, slots=True)
-class CheckProgress:
-    """How far the check under way is: the records that it has read, and the records that should be there."""
+class HowFar:
+    """How far something long has come: records read of those that should be there, bytes copied of those there are."""
 
     seen: int
     expected: int

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sqlite3
 from typing import TYPE_CHECKING
 
-from tests.support.process import command, free_port, served
+import typer.main
+from typer.core import TyperCommand, TyperGroup
+
+from app import cli
+from tests.support.process import Ended, command, free_port, served
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
 
 RUN = {"client_id": "Guy-Wilson", "job_id": "251007-070457", "fields": {"system_notes": "[bold]as written[/]"}}
 RUN_ID = "251007-070457-Guy-Wilson"
@@ -94,7 +101,55 @@ async def test_a_missing_store_or_run_exits_1(tmp_path: Path) -> None:
     assert "no runs yet" in empty.out
 
 
+def test_every_command_teaches_with_examples_that_parse() -> None:
+    taught = 0
+    for words, command_ in leaves(typer.main.get_group(cli.app), ()):
+        examples = [line.removeprefix("  runrecords ") for line in (command_.epilog or "").splitlines()[2:]]
+        assert examples, words
+        for example in examples:
+            given = shlex.split(example)
+            assert tuple(given[: len(words)]) == words
+            command_.make_context(" ".join(words), given[len(words) :])  # raises on wrong usage, and runs nothing
+            taught += 1
+        for option in command_.params:
+            assert getattr(option, "help", None), (words, option.name)
+    assert taught > 20
+
+
+def leaves(group: TyperGroup, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
+    for name, one in group.commands.items():
+        if isinstance(one, TyperGroup):
+            yield from leaves(one, (*words, name))
+        else:
+            assert isinstance(one, TyperCommand)
+            yield (*words, name), one
+
+
+async def test_alive_asks_the_service_and_nothing_else(tmp_path: Path) -> None:
+    port = free_port()
+    async with served(tmp_path, port=port, INTERNAL_API_TOKEN="a-token-of-the-tests") as service:
+        await service.call("PATCH", "/runs/251007-070457", {"add": {"posts_scored": 1}})
+        assert await command(tmp_path, "status", "--alive", port=port) == Ended(0, "alive\n", "")
+        plain = await command(tmp_path, "runs", "list", port=port, FORCE_COLOR="", TERM="xterm-256color")
+        assert "\x1b" not in plain.out  # no terminal, no colours
+    dead = await command(tmp_path, "status", "--alive", port=port)
+    assert dead.code == 1
+    assert "nothing answers" in dead.err
+
+
 async def test_help_names_every_command(tmp_path: Path) -> None:
     shown = await command(tmp_path, "--help")
-    for name in ("serve", "demo", "migrate", "doctor", "status", "runs", "errors", "outbox", "check", "backup"):
+    for name in (
+        "serve",
+        "demo",
+        "migrate",
+        "doctor",
+        "status",
+        "runs",
+        "errors",
+        "outbox",
+        "check",
+        "backup",
+        "prune",
+    ):
         assert name in shown.out

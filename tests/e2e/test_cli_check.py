@@ -18,7 +18,7 @@ from app.sandbox.airtable_limits import NO_LIMITS
 from app.sandbox.embedded import AIRTABLE_TOKEN, BASE_ID
 from app.sandbox.faults import hung
 from app.show import Shower
-from app.store.views import CheckProgress
+from app.store.views import HowFar
 from tests.support.checking import JOB, fill, spoil
 from tests.support.harness import AIRTABLE_KEY, Harness, harness
 from tests.support.process import command, environment, free_port, served
@@ -144,16 +144,16 @@ async def test_a_check_that_cannot_finish_exits_1_and_says_why(house: Harness) -
 async def test_a_bar_follows_a_check_on_a_terminal_and_nowhere_else() -> None:
     looked = asyncio.Event()
 
-    async def look() -> CheckProgress:
+    async def look() -> HowFar:
         looked.set()
-        return CheckProgress(seen=50, expected=200)
+        return HowFar(seen=50, expected=200)
 
     shown = {}
     for terminal in (True, False):
         looked.clear()
         screen = io.StringIO()
         console = Console(file=screen, force_terminal=terminal, width=80, _environ={})
-        async with Shower(as_json=False, console=console).progressing(look):
+        async with Shower(as_json=False, console=console).progressing("reading", look):
             if terminal:
                 await looked.wait()
         shown[terminal] = screen.getvalue()

@@ -16,7 +16,7 @@ from app.model import ErrorKind, Resolution
 from app.policy.delivery import SET_ASIDE_MESSAGES
 from app.store.protocol import CheckOutcome, Delivered, Doubt
 from app.store.sqlite.troubles import UNSETTLED
-from app.store.views import CheckFinding, CheckProgress, CheckSummary
+from app.store.views import CheckFinding, CheckSummary, HowFar
 
 if TYPE_CHECKING:
     import sqlite3
@@ -301,6 +301,6 @@ def last_check_at(connection: sqlite3.Connection) -> str | None:
     return at
 
 
-def progress(connection: sqlite3.Connection, since: datetime) -> CheckProgress:
+def progress(connection: sqlite3.Connection, since: datetime) -> HowFar:
     row = connection.execute(COUNT_SEEN, (iso(since),)).fetchone()
-    return CheckProgress(row["seen"], row["expected"])
+    return HowFar(row["seen"], row["expected"])

@@ -37,6 +37,7 @@ from app.store.sqlite.connection import (
 from app.store.sqlite.files import OpenedFiles, refuse_losses, wal_of
 from app.store.sqlite.intake import When
 from app.store.sqlite.migrate import migrate, migrations_directory, missing_migrations, read_migrations
+from app.store.views import HowFar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     )
     from app.store.views import (
         ActivityStep,
-        CheckProgress,
         CheckSummary,
         Counts,
         DecisionFilter,
@@ -119,7 +119,7 @@ class SqliteReading:
     async def activity(self, since: datetime, step: timedelta, count: int) -> Sequence[ActivityStep]:
         return await self._reader.run(lambda connection: activity.activity(connection, since, step, count))
 
-    async def check_progress(self, since: datetime) -> CheckProgress:
+    async def check_progress(self, since: datetime) -> HowFar:
         return await self._reader.run(lambda connection: consistency.progress(connection, since))
 
     async def counts(self, at: datetime) -> Counts:
@@ -128,13 +128,23 @@ class SqliteReading:
     async def backup(self, to: Path) -> None:
         if to.exists():
             raise FileExistsError(f"{to} exists already: a backup never writes over a file")
-        part = to.with_name(f"{to.name}.part")  # what has the backup's name is whole
+        part = _part_of(to)  # what has the backup's name is whole
         part.unlink(missing_ok=True)
         try:
             await self._reader.run_alone(lambda connection: connection.execute(VACUUM_INTO, (str(part),)).close())
             part.rename(to)
         finally:
             part.unlink(missing_ok=True)
+
+
+async def backup_progress(path: Path, to: Path) -> HowFar:
+    """How far the backup of the store at `path` is, in bytes. What was free in it is not copied: it may end early."""
+    part = _part_of(to)
+    return HowFar(part.stat().st_size if part.exists() else 0, path.stat().st_size)
+
+
+def _part_of(backup: Path) -> Path:
+    return backup.with_name(f"{backup.name}.part")
 
 
 class SqliteStore(SqliteReading):
