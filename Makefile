@@ -8,7 +8,7 @@ BENCH_INSTALLED := .venv-bench/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo run test soak check lint types layers screenshots bench lock clean
+.PHONY: help install browser demo run test soak check lint types layers audit licences screenshots bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -35,7 +35,7 @@ soak: install ## run the long tests: what the figures of docs/reliability.md com
 	$(PYTEST) -m soak --timeout 7200 $(TESTS)
 	$(PYTEST) --hypothesis-profile soak --timeout 7200 $$(grep -rl hypothesis --include='test_*.py' tests)
 
-check: install lint types layers test ## lint, types, layering and tests
+check: install lint types layers audit test ## lint, types, layering, known vulnerabilities and tests
 
 # The browser tests are skipped where Chromium cannot be had, and fail there if CI is set.
 browser: ## install Chromium for the browser tests, where it is missing and we may
@@ -65,6 +65,12 @@ $(BENCH_INSTALLED): requirements-bench.lock
 	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
 	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@touch $(BENCH_INSTALLED)
+
+audit: install ## ask whether a vulnerability is known of a dependency, where that can be asked
+	@$(BIN)/python -m tests.audit
+
+licences: install ## write docs/licences.md
+	$(BIN)/python -m tests.licences
 
 lock: install ## pin the dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 -o requirements.lock pyproject.toml
