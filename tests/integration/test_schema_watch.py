@@ -31,8 +31,12 @@ META = "/v0/meta/bases/"
 
 @pytest.fixture
 async def watched(tmp_path: Path) -> AsyncIterator[Harness]:
-    """A service that looks at the schema, not started yet; time stands still until a test lets it pass."""
-    async with harness(tmp_path, clock=HandClock()) as house:
+    """A service that looks at the schema, not started yet; time stands still until a test lets it pass.
+
+    Its clients wait as long as they really do: the first look of a busy machine took more than a second now and then,
+    was given up, and the next one was due in a time that no test let pass.
+    """
+    async with harness(tmp_path, clock=HandClock(), airtable={"timeout_seconds": 30.0}) as house:
         house.sources = replace(house.sources, watch_schema=True)
         yield house
 
