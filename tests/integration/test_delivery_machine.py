@@ -84,6 +84,11 @@ APPLIED_BADLY = [
     odd(b"<html>"),
     *SPOILED,
 ]
+RATE_LIMITED: Final = [
+    rate_limit_reached().response(ErrorForms(rate_limit=RateLimitForm.OBJECT)),
+    rate_limit_reached().response(ErrorForms(rate_limit=RateLimitForm.LIST)),
+    odd(b"null", 429),
+]
 #: What the sender hears where the base did nothing.
 NOT_APPLIED = [
     LOST,
@@ -91,9 +96,7 @@ NOT_APPLIED = [
     no(500),
     no(503, "20"),
     no(408),
-    rate_limit_reached().response(ErrorForms(rate_limit=RateLimitForm.OBJECT)),
-    rate_limit_reached().response(ErrorForms(rate_limit=RateLimitForm.LIST)),
-    odd(b"null", 429),
+    *RATE_LIMITED,
     billing_limit_exceeded().response(ErrorForms()),
     forbidden().response(ErrorForms()),
 ]
@@ -333,6 +336,34 @@ class DeliveryMachine(RuleBasedStateMachine):
             elif fate == "late" and flight.is_write:
                 self.world.late.append(flight)
         self.world.reopen()
+
+    @precondition(lambda self: self.world.model.runs)
+    @rule(data=st.data(), killed_after=st.sampled_from([None, 1, 4]), wait=st.sampled_from([0.0, 0.4, 0.9]))
+    def a_burst(self, data: st.DataObject, killed_after: int | None, wait: float) -> None:
+        """More than a second may carry, and perhaps a restart in the midst of it."""
+        run_id = data.draw(st.sampled_from(sorted(self.world.model.runs)), label="run")
+        for number in range(7):
+            self._update(run_id, Change(add={"posts_examined": 1}), None, "nothing")
+            flight, _ = self.world.step()
+            if flight is not None:
+                self.world.end(flight, "well")
+            if number == killed_after:
+                self.world.reopen()
+                self.world.pass_time(wait)
+
+    @precondition(lambda self: self.world.model.runs)
+    @rule(data=st.data(), how=st.sampled_from(RATE_LIMITED), wait=st.sampled_from([0.0, 1.0, 25.0]), kill=st.booleans())
+    def it_is_told_to_slow_down(self, data: st.DataObject, how: WireResponse, wait: float, kill: bool) -> None:
+        """All that was sent is refused, and there is more to send: perhaps by a process that was not there then."""
+        for run_id in data.draw(st.lists(st.sampled_from(sorted(self.world.model.runs)), max_size=3), label="runs"):
+            self._update(run_id, Change(add={"posts_examined": 1}), None, "nothing")
+            self.world.step()
+        for flight in list(self.world.house.flights):
+            self.world.end(flight, how, applied=False)
+        if kill:
+            self.world.reopen()
+        self.world.pass_time(wait)
+        self.world.step()
 
     # Time
 
