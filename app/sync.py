@@ -163,7 +163,7 @@ class SyncLoop:
         if taken_back or (answered_at is not None and now - answered_at < _BASE_COUNTS):
             self._window.fill(self._clock.monotonic())
         pause = self._rules.pauses.rate_limit_pause_seconds
-        limited_at = await self._store.last_rate_limited(now - timedelta(seconds=2 * pause))  # by when it was sent
+        limited_at = await self._store.last_rate_limited()
         if limited_at is not None:
             left = pause - (now - limited_at).total_seconds()
             self._window.rest(self._clock.monotonic(), min(max(0.0, left), pause))  # the clock may have been set

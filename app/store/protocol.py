@@ -220,7 +220,9 @@ class Outbox(Protocol):
         """Keep what was decided, so that whoever looks at what waits sees why."""
         ...
 
-    async def last_rate_limited(self, since: datetime) -> datetime | None: ...
+    async def last_rate_limited(self) -> datetime | None:
+        """When Airtable last answered that it was asked too often, of the latest calls."""
+        ...
 
     async def last_answered(self) -> datetime | None:
         """When the last answer of Airtable was kept."""

@@ -15,7 +15,7 @@ from app.model import BatchOrder, ErrorKind, Kickoff
 from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown, Written
 from app.store.sqlite import delivery
 from app.store.views import ErrorFilter, Slice
-from tests.support.stores import AT, JOB, Desk, adding, kickoff, later, open_desk, setting, written
+from tests.support.stores import AT, JOB, Desk, adding, later, open_desk, setting, written
 from tests.support.watching import meddle
 
 if TYPE_CHECKING:
@@ -402,12 +402,15 @@ async def test_what_was_settled_is_not_taken_back(desk: Desk) -> None:
 async def test_the_last_rate_limit_is_remembered_over_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
     async with open_desk(path) as desk:
-        assert await desk.store.last_rate_limited(AT) is None
-        await desk.store.accept_create(kickoff(), AT)
-        await desk.answer(await desk.claim(), RateLimited("slow down"), later(3))
+        assert await desk.store.last_rate_limited() is None
+        claims = []
+        for client_id in ("Guy", "Ann"):
+            await desk.kick_off(client_id)
+            claims.append(await desk.claim())
+        await desk.answer(claims[1], RateLimited("slow down"), later(3))
+        await desk.answer(claims[0], RateLimited("slow down"), later(100))  # it began first, and was answered last
     async with open_desk(path) as desk:
-        assert await desk.store.last_rate_limited(AT) == later(3)
-        assert await desk.store.last_rate_limited(later(1)) is None
+        assert await desk.store.last_rate_limited() == later(100)
 
 
 async def test_a_create_that_waits_though_its_record_is_known_goes_as_an_update(desk: Desk) -> None:

@@ -295,21 +295,20 @@ def recover(connection: sqlite3.Connection, at: datetime, longest_wait: timedelt
     return taken_back
 
 
-SELECT_LAST_LIMITED = """
-SELECT finished_at FROM airtable_calls WHERE started_at >= ? AND outcome = 'rate_limited' ORDER BY id DESC LIMIT 1
-"""
-
-
-def last_rate_limited(connection: sqlite3.Connection, since: datetime) -> str | None:
-    """When the base last said that it was asked too often: its pause outlives a restart of ours."""
-    row = connection.execute(SELECT_LAST_LIMITED, (iso(since),)).fetchone()
-    return None if row is None else row["finished_at"]
-
-
 # As many of the latest as can have been under way together: they are answered in any order.
-SELECT_LAST_ANSWERED = """
-SELECT max(finished_at) AS at FROM (SELECT finished_at FROM airtable_calls ORDER BY id DESC LIMIT 64)
-"""
+LATEST_CALLS = "SELECT outcome, finished_at FROM airtable_calls ORDER BY id DESC LIMIT 64"
+SELECT_LAST_LIMITED = f"SELECT max(finished_at) AS at FROM ({LATEST_CALLS}) WHERE outcome = 'rate_limited'"
+SELECT_LAST_ANSWERED = f"SELECT max(finished_at) AS at FROM ({LATEST_CALLS})"
+
+
+def last_rate_limited(connection: sqlite3.Connection) -> str | None:
+    """When the base last said that it was asked too often: its pause outlives a restart of ours.
+
+    By the order of the calls, and not by when they began: one may be under way for longer than a pause, or the clock
+    be set in the meantime.
+    """
+    at: str | None = connection.execute(SELECT_LAST_LIMITED).fetchone()["at"]
+    return at
 
 
 def last_answered(connection: sqlite3.Connection) -> str | None:

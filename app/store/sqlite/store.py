@@ -227,8 +227,8 @@ class SqliteStore(SqliteReading):
     async def keep_budget(self, monthly_calls: int, allowance: Allowance) -> None:
         await self._writer.run(lambda connection: delivery.keep_budget(connection, monthly_calls, allowance))
 
-    async def last_rate_limited(self, since: datetime) -> datetime | None:
-        last = await self._reader.run(lambda connection: delivery.last_rate_limited(connection, since))
+    async def last_rate_limited(self) -> datetime | None:
+        last = await self._reader.run(delivery.last_rate_limited)
         return None if last is None else parse_iso(last)
 
     # Harvest
