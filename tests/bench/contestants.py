@@ -11,7 +11,7 @@ import contextlib
 import sys
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from unittest.mock import patch
 
 from aiohttp import web
@@ -39,18 +39,16 @@ from app.store.sqlite.connection import (
     UnitConnection,
     _commit_together,
     _Done,
-    connect_reading,
     connect_writing,
-    open_unit_connection,
 )
-from app.store.sqlite.store import SqliteStore, hold_lock, prepare
+from app.store.sqlite.store import SqliteStore
 from app.store.views import RunView
 from app.web.guard import read_body
 from app.web.handlers import Calls
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -117,14 +115,14 @@ class NothingKept(SqliteStore):
 class OneByOne(GroupCommit):
     """A transaction for each unit, in the order of their coming."""
 
-    def __init__(self, connection: UnitConnection) -> None:
-        super().__init__(connection)
+    def __init__(self, connection: UnitConnection, check_files: Callable[[], None]) -> None:
+        super().__init__(connection, check_files)
         self.connection = connection
         self.turn = asyncio.Lock()
 
     async def run(self, unit: Unit[T]) -> T:
         async with self.turn:
-            (outcome,) = await self.connection.run(partial(_commit_together, [unit]))
+            (outcome,) = await self.connection.run(partial(_commit_together, [unit], self._check_files))
         if isinstance(outcome, _Done):
             return outcome.result  # type: ignore[return-value]
         raise outcome
@@ -172,12 +170,7 @@ class StatementsThroughAiosqlite(SqliteStore):
 
 
 def _message(update: Update, change: Change, when: When) -> tuple[str, ...]:
-    names = dump_names(change.names())
-    return (update.run_id, MessageKind.UPDATE, Source.CALLER, names, change.to_json(), when.at)
-
-
-def dump_names(names: Sequence[str]) -> str:
-    return "[" + ",".join(f'"{name}"' for name in names) + "]"
+    return (update.run_id, MessageKind.UPDATE, Source.CALLER, dump(change.names()), change.to_json(), when.at)
 
 
 def _not_synced(path: Path) -> sqlite3.Connection:
@@ -186,43 +179,29 @@ def _not_synced(path: Path) -> sqlite3.Connection:
     return connection
 
 
-_WRITERS: dict[Kind, type[GroupCommit]] = {Kind.TRANSACTION: OneByOne, Kind.DIRECT: OneByOne}
-_STORES: dict[Kind, Callable[..., SqliteStore]] = {
-    Kind.TRANSACTION: StatementsThroughAiosqlite,
-    Kind.CHECKED: NothingKept,
+#: What takes the place of what, by kind.
+_EXCHANGED: Final[Mapping[Kind, Mapping[str, object]]] = {
+    Kind.SERVICE: {},
+    Kind.NORMAL: {"app.store.sqlite.store.connect_writing": _not_synced},
+    Kind.BARE: {"app.service.Calls": BareCalls},
+    Kind.CHECKED: {
+        "app.store.sqlite.store.SqliteStore": NothingKept,
+        "app.service.Service.wake": lambda _service: None,  # nothing was kept, so there is nothing to look for
+    },
+    Kind.TRANSACTION: {
+        "app.store.sqlite.store.SqliteStore": StatementsThroughAiosqlite,
+        "app.store.sqlite.store.GroupCommit": OneByOne,
+    },
+    Kind.DIRECT: {"app.store.sqlite.store.GroupCommit": OneByOne},
 }
-
-
-@contextlib.asynccontextmanager
-async def open_exchanged(
-    kind: Kind, path: Path, *, at: datetime, linger_seconds: float, run_fields: Sequence[str], rules: HarvestRules
-) -> AsyncIterator[SqliteStore]:
-    """`open_store`, with the part that `kind` names exchanged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with hold_lock(path):
-        prepare(path, at)
-        connect = _not_synced if kind is Kind.NORMAL else connect_writing
-        writer = _WRITERS.get(kind, GroupCommit)(await open_unit_connection(partial(connect, path)))
-        reader = Reader(await open_unit_connection(partial(connect_reading, path)))
-        store = _STORES.get(kind, SqliteStore)(
-            writer, reader, linger_seconds=linger_seconds, run_fields=run_fields, rules=rules
-        )
-        try:
-            yield store
-        finally:
-            await store.close()
 
 
 def main() -> None:
     kind = Kind(sys.argv[1])
     sys.argv = ["runrecords", "serve"]
     with contextlib.ExitStack() as stack:
-        if kind is not Kind.SERVICE:
-            stack.enter_context(patch("app.service.open_store", partial(open_exchanged, kind)))
-        if kind is Kind.BARE:
-            stack.enter_context(patch("app.service.Calls", BareCalls))
-        if kind is Kind.CHECKED:  # nothing was kept, so there is nothing to look for
-            stack.enter_context(patch("app.service.Service.wake", lambda _service: None))
+        for name, other in _EXCHANGED[kind].items():
+            stack.enter_context(patch(name, other))
         cli.main()
 
 

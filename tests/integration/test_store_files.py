@@ -245,7 +245,7 @@ ON_THE_WAY = {
         intake.RESOLVE_MISSING,
         webhooks.SELECT_HELD_EVENTS,
     ],
-    "accept an update": [intake.SELECT_KEY, intake.SELECT_FOLD, intake.UPDATE_FOLD],
+    "accept an update": [intake.SELECT_KEY, intake.SELECT_FOLD, intake.UPDATE_FOLD, intake.UPDATE_WAITING],
     "hold": [intake.SELECT_MISSING, intake.COUNT_ERROR, intake.SELECT_OF_JOB, intake.SELECT_OF_CLIENT],
     "accept a webhook": [
         webhooks.COUNT_DELIVERY,

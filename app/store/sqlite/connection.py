@@ -146,20 +146,19 @@ class GroupCommit:
 def _commit_together(
     units: list[Unit[object]], check_files: Callable[[], None], connection: sqlite3.Connection
 ) -> list[_Done[object] | Exception]:
-    outcomes: list[_Done[object] | Exception] = []
+    """One transaction for all. Units do nothing but read and write through the connection, so that they can run twice.
+
+    Nearly always none of them fails, and a savepoint costs a quarter of what it guards: they run without, and where
+    one failed all run again, each behind a savepoint of its own.
+    """
     check_files()
     try:
         connection.execute("BEGIN IMMEDIATE")
-        for unit in units:
-            connection.execute("SAVEPOINT unit")
-            try:
-                outcomes.append(_Done(unit(connection)))
-            except Exception as error:  # a failing unit must not fail its neighbours
-                if not connection.in_transaction:  # SQLite itself gave up the whole transaction (disk full, I/O error)
-                    raise
-                connection.execute("ROLLBACK TO unit")
-                outcomes.append(_as_unavailable(error))
-            connection.execute("RELEASE unit")
+        outcomes = _run_all(units, connection)
+        if outcomes is None:
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")
+            outcomes = [_run_apart(unit, connection) for unit in units]
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -168,6 +167,31 @@ def _commit_together(
         raise
     check_files()  # again: they may have gone between the first look and the commit
     return outcomes
+
+
+def _run_all(units: list[Unit[object]], connection: sqlite3.Connection) -> list[_Done[object] | Exception] | None:
+    """Their results, or `None` where one failed."""
+    try:
+        return [_Done(unit(connection)) for unit in units]
+    except Exception:
+        if not connection.in_transaction:  # SQLite itself gave up the whole transaction (disk full, I/O error)
+            raise
+        return None
+
+
+def _run_apart(unit: Unit[object], connection: sqlite3.Connection) -> _Done[object] | Exception:
+    """A failing unit must not fail its neighbours."""
+    connection.execute("SAVEPOINT unit")
+    outcome: _Done[object] | Exception
+    try:
+        outcome = _Done(unit(connection))
+    except Exception as error:
+        if not connection.in_transaction:
+            raise
+        connection.execute("ROLLBACK TO unit")
+        outcome = _as_unavailable(error)
+    connection.execute("RELEASE unit")
+    return outcome
 
 
 def _as_unavailable(error: Exception) -> Exception:

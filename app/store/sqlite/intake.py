@@ -25,6 +25,7 @@ from app.model import (
     Resolution,
     RunStatus,
     Source,
+    SyncState,
     Update,
     run_id_of,
 )
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 KICKOFF_SCOPE = "POST /runs"
 
 SELECT_KEY = "SELECT digest, run_id FROM idempotency_keys WHERE scope = ? AND key = ?"
-INSERT_KEY = "INSERT INTO idempotency_keys (scope, key, digest, run_id, accepted_at) VALUES (?, ?, ?, ?, ?)"
+INSERT_KEY = """
+INSERT INTO idempotency_keys (scope, key, digest, run_id, accepted_at) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ def _insert_batches(connection: sqlite3.Connection, run_id: str, batches: tuple[
 
 # Update ---------------------------------------------------------------------------------------------------------
 
-SELECT_FOLD = "SELECT fields FROM runs WHERE run_id = ?"
+SELECT_FOLD = "SELECT run_id, fields, status, sync, due_at FROM runs WHERE run_id = ?"
 INSERT_MESSAGE = """
 INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at) VALUES (?, ?, ?, ?, ?, ?)
 """
@@ -171,6 +174,10 @@ UPDATE runs SET
         ELSE coalesce(due_at, :due_at) END
 WHERE run_id = :run_id
 """
+# Most updates come while their run waits already: then no column changes that an index holds.
+UPDATE_WAITING = """
+UPDATE runs SET fields = :fields, changed_at = :at, status_by = coalesce(:status_by, status_by) WHERE run_id = :run_id
+"""
 
 
 def accept_update(connection: sqlite3.Connection, update: Update, when: When) -> UpdateOutcome:
@@ -180,10 +187,10 @@ def accept_update(connection: sqlite3.Connection, update: Update, when: When) ->
         IdempotencyKeyReused: the key came with another update of this run before.
         Invalid: a sum would be out of range.
     """
-    if _same_request(connection, update.run_id, update.idempotency) is not None:
+    is_first = _remember(connection, update.run_id, update.idempotency, update.run_id, when)
+    if not is_first and _same_request(connection, update.run_id, update.idempotency) is not None:
         return Duplicate(update.run_id)
     message_id = change_run(connection, update.run_id, update.change, Source.CALLER, when)
-    _remember(connection, update.run_id, update.idempotency, update.run_id, when)
     if message_id is None:
         return Held(update.run_id, _hold(connection, update, when))
     return Queued(update.run_id, message_id)
@@ -200,27 +207,28 @@ def change_run(connection: sqlite3.Connection, run_id: str, change: Change, sour
         return None
     values = fold(load_fold(run["fields"]), change)
     check_sums(values, change)
-    _keep_fold(connection, run_id, values, when, by_caller=source is Source.CALLER and "status" in change.set)
+    _keep_fold(connection, run, values, when, by_caller=source is Source.CALLER and "status" in change.set)
     return insert_message(connection, run_id, MessageKind.UPDATE, source, change, when.at)
 
 
-def _keep_fold(connection: sqlite3.Connection, run_id: str, values: Fold, when: When, *, by_caller: bool) -> None:
+def _keep_fold(connection: sqlite3.Connection, run: sqlite3.Row, values: Fold, when: When, *, by_caller: bool) -> None:
     """Write the fold of a run, which has something to send from now on; whether a caller set its status."""
     kept = {
         "fields": dump(values),
         "at": when.at,
         "status_by": "caller" if by_caller else None,
         "due_at": when.due_at,
-        "run_id": run_id,
+        "run_id": run["run_id"],
     }
-    connection.execute(UPDATE_FOLD, kept)
+    waits = run["sync"] == SyncState.PENDING and run["due_at"] is not None
+    connection.execute(UPDATE_WAITING if waits and run["status"] == values.get("status") else UPDATE_FOLD, kept)
 
 
 def insert_message(
     connection: sqlite3.Connection, run_id: str, kind: MessageKind, source: Source, change: Change, at: str
 ) -> int:
-    names = json.dumps(change.names(), ensure_ascii=False)
-    message = connection.execute(INSERT_MESSAGE, (run_id, kind, source, names, change.to_json(), at))
+    named = dump(change.names())
+    message = connection.execute(INSERT_MESSAGE, (run_id, kind, source, named, change.to_json(), at))
     return int(message.lastrowid or 0)
 
 
@@ -290,15 +298,10 @@ def apply_held(connection: sqlite3.Connection, run_id: str, when: When, resoluti
     held = connection.execute(SELECT_HELD, (run_id,)).fetchall()
     if held:
         changes = [Change.from_json(row["change"]) for row in held]
-        values: Fold = load_fold(connection.execute(SELECT_FOLD, (run_id,)).fetchone()["fields"])
+        run = connection.execute(SELECT_FOLD, (run_id,)).fetchone()
+        values = reduce(fold, changes, load_fold(run["fields"]))
         # One write of the run, however many waited: they stand in the way of every other writer.
-        _keep_fold(
-            connection,
-            run_id,
-            reduce(fold, changes, values),
-            when,
-            by_caller=any("status" in change.set for change in changes),
-        )
+        _keep_fold(connection, run, values, when, by_caller=any("status" in change.set for change in changes))
         for row, change in zip(held, changes, strict=True):
             message_id = insert_message(connection, run_id, MessageKind.UPDATE, Source.CALLER, change, when.at)
             connection.execute(MARK_APPLIED, (when.at, message_id, row["id"]))
@@ -326,6 +329,9 @@ def _same_request(connection: sqlite3.Connection, scope: str, idempotency: Idemp
 
 def _remember(
     connection: sqlite3.Connection, scope: str, idempotency: Idempotency | None, run_id: str, when: When
-) -> None:
-    if idempotency is not None:
-        connection.execute(INSERT_KEY, (scope, idempotency.key, idempotency.digest, run_id, when.at))
+) -> bool:
+    """Whether the request comes for the first time, as far as it says."""
+    if idempotency is None:
+        return True
+    remembered = (scope, idempotency.key, idempotency.digest, run_id, when.at)
+    return connection.execute(INSERT_KEY, remembered).rowcount > 0
