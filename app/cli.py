@@ -107,8 +107,7 @@ def serve(
     settings, secrets = load_settings(config), Secrets.from_environment()
     configure_logs(secrets.all())
     if sandbox:
-        journal = Path(f"{settings.store.path}.sandbox-airtable.jsonl")
-        code = asyncio.run(process.serve_sandbox(settings, secrets, journal))
+        code = asyncio.run(process.serve_sandbox(settings, secrets, settings.sandbox_journal))
     else:
         code = asyncio.run(process.serve(settings, secrets))
     raise typer.Exit(code)
@@ -214,10 +213,15 @@ def runs_list(
 def runs_show(
     run_id: Annotated[str, typer.Argument(help="<job_id>-<client_id>")], config: Config = None, as_json: Json = False
 ) -> None:
-    """One run: its fields, batches and errors, and all that happened to it, in order."""
+    """One run: its fields, batches and errors, and all that happened to it, in order.
+
+    Of a run that nobody kicked off it shows what named it and what waits for it, and exits 1.
+    """
     run = _read(load_settings(config), lambda store: store.run(run_id))
     if run is None:
-        raise NotFound(f"there is no run {run_id!r}")
+        missing = _read(load_settings(config), lambda store: store.no_run(run_id))
+        Shower(as_json=as_json).no_run(missing)
+        raise NotFound(str(missing))
     Shower(as_json=as_json).run(run)
 
 

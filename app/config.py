@@ -207,6 +207,11 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     fields: dict[str, FieldSettings] = Field(default_factory=lambda: dict(DEFAULT_FIELDS))
 
+    @property
+    def sandbox_journal(self) -> Path:
+        """Where the emulated Airtable of `serve --sandbox` keeps its records: beside the store."""
+        return Path(f"{self.store.path}.sandbox-airtable.jsonl")
+
     def registry(self) -> Registry:
         return Registry([fields.Field(name, one.column, one.type, one.options) for name, one in self.fields.items()])
 

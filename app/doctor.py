@@ -140,6 +140,13 @@ def _configuration(config: Path | None, settings: Settings, secrets: Secrets) ->
             check(settings, secrets)
         except ConfigError as error:
             flaws.append(_problem(CONFIGURATION, str(error)))
+    if not settings.airtable.base_id and _serves_sandbox(settings):
+        flaws[-1] = _note(
+            CONFIGURATION,
+            "no base is set, and the service on this store is 'serve --sandbox': it delivers to emulators, and needs "
+            "none. For a real base stop it, set [airtable] base_id, AIRTABLE_API_KEY and another [store] path, "
+            "and ask again",
+        )
     if flaws:
         yield from flaws
         return
@@ -149,6 +156,14 @@ def _configuration(config: Path | None, settings: Settings, secrets: Secrets) ->
         f"{config or DEFAULT_PATH} and the environment: base {airtable.base_id}, table {airtable.table!r}, "
         f"{len(settings.fields)} fields",
     )
+
+
+def _serves_sandbox(settings: Settings) -> bool:
+    """Whether a process writes the store, and the emulators have left their journal beside it."""
+    try:
+        return settings.sandbox_journal.exists() and is_written(Path(settings.store.path))
+    except StoreError:
+        return False
 
 
 def _reaching_us(settings: Settings, secrets: Secrets) -> Iterator[Finding]:
@@ -290,7 +305,7 @@ def _of_token(answer: IdentifyAnswer) -> Finding:
             if missing:
                 return _problem(name, f"lacks {' and '.join(missing)}: add them at https://airtable.com/create/tokens")
             return _ok(name, f"valid ({user_id}), with {', '.join(NEEDED_SCOPES)}")
-        case Denied(status, cause):
+        case Denied(401 | 403 as status, cause):
             return _problem(name, f"refused ({status} {cause}): set AIRTABLE_API_KEY to a token that is in force")
         case _:
             return _problem(name, f"Airtable cannot be asked at [airtable] endpoint_url: {answer.cause}")

@@ -84,6 +84,7 @@ class Resolution(StrEnum):
     REPAIRED = "repaired"
     BY_HAND = "by_hand"
     GONE = "no_longer_seen"
+    MERGED = "merged"  # by a migration, with another that said the same
 
 
 class Action(StrEnum):

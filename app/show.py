@@ -14,13 +14,13 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from app.store.views import CheckReport, ErrorView, MessageView, Page, PruneReport, RunSummary, RunView, Stats
+from app.store.views import CheckReport, ErrorView, MessageView, NoRun, Page, PruneReport, RunSummary, RunView, Stats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from app.model import Json
-    from app.store.views import CallCounts, HowFar
+    from app.store.views import CallCounts, HowFar, TimelineEntry
 
 _STYLES = {
     "synced": "green",
@@ -107,10 +107,20 @@ class Shower:
             ]
             columns = ("batch", "state", "outcome", "Apify run", "items", "cost $", "cause")
             self._console.print(make_table("Batches", columns, batches))
-        if run.errors:
-            self._errors("Errors", run.errors)
-        timeline = [(one.at, one.what, one.detail) for one in run.timeline]
-        self._console.print(make_table("What happened", ("at (UTC)", "what", "detail"), timeline))
+        self._happened(run.errors, run.timeline)
+
+    def no_run(self, missing: NoRun) -> None:
+        if self._as_json:
+            self._json(TypeAdapter(NoRun).dump_json(missing))
+        else:
+            self._happened(missing.errors, missing.timeline)
+
+    def _happened(self, errors: Sequence[ErrorView], timeline: Sequence[TimelineEntry]) -> None:
+        if errors:
+            self._errors("Errors", errors)
+        if timeline:
+            rows = [(one.at, one.what, one.detail) for one in timeline]
+            self._console.print(make_table("What happened", ("at (UTC)", "what", "detail"), rows))
 
     def errors(self, page: Page[ErrorView]) -> None:
         if self._as_json:

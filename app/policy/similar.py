@@ -48,7 +48,10 @@ def client_of(run_id: str) -> str | None:
 
 
 def similar_runs(missing: str, candidates: Candidates) -> tuple[str, ...]:
-    """What was probably meant, most probable first, at most five."""
+    """What was probably meant, most probable first, at most five; of a bare job id, all runs of the job."""
+    of_job = [one for one in candidates.of_job if one.startswith(f"{missing}-")]
+    if _JOB_ID.fullmatch(missing) and of_job:
+        return tuple(of_job)
     ordered: list[str] = []
     # The client's name twice, or only a part of it.
     ordered += [one for one in candidates.of_job if missing.startswith(one) or one.startswith(f"{missing}-")]

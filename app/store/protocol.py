@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         HowFar,
         MessageFilter,
         MessageView,
+        NoRun,
         Page,
         RunFilter,
         RunSummary,
@@ -362,6 +363,10 @@ class Reading(Protocol):
     """Looking."""
 
     async def run(self, run_id: str) -> RunView | None: ...
+
+    async def no_run(self, run_id: str) -> NoRun:
+        """What is known of a run that does not exist."""
+        ...
 
     async def runs(self, chosen: RunFilter, part: Slice) -> Page[RunSummary]: ...
 

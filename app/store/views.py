@@ -164,6 +164,25 @@ class RunView:
 
 
 @dataclass(frozen=True, slots=True)
+class NoRun:
+    """A run that nobody kicked off, and what is known of it where something named it all the same."""
+
+    run_id: str
+    errors: Sequence[ErrorView] = ()
+    timeline: Sequence[TimelineEntry] = ()
+
+    def __str__(self) -> str:
+        """That it does not exist; the open error, what it holds, and which runs were probably meant."""
+        text = f"there is no run {self.run_id!r}: runs are created at kickoff only (POST /runs)"
+        for error in self.errors:
+            if (error.kind, error.state) == ("missing_record", "open"):
+                text += f". Error {error.id} (missing_record) is open and holds {error.updates_held} updates until then"
+                if error.similar_runs:
+                    text += f"; was it {' or '.join(error.similar_runs)}?"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
 class MessageView:
     """`waits_for` says what holds it, where it is not delivered."""
 

@@ -148,7 +148,7 @@ class Calls:
     async def _existing_run(self, run_id: str) -> RunView:
         run = await self._reading.run(run_id)
         if run is None:
-            raise NotFound(f"there is no run {run_id!r}: runs are created at kickoff only (POST /runs)")
+            raise NotFound(str(await self._reading.no_run(run_id)))
         return run
 
     # Errors

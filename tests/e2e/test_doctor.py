@@ -536,6 +536,27 @@ async def test_the_command_works_beside_a_real_service_and_prints_json_without_a
             assert secret not in well.out + well.err + ill.out + ill.err
 
 
+async def test_beside_a_sandbox_it_says_what_a_real_base_takes(tmp_path: Path) -> None:
+    port = free_port()
+    async with served(tmp_path, port=port):
+        told = await command(tmp_path, "doctor", "--json", port=port)
+        (found,) = [one for one in json.loads(told.out)["findings"] if one["name"] == "configuration"]
+        assert found["verdict"] == "note"
+        assert "serve --sandbox" in found["detail"]
+        assert "base_id" in found["detail"]
+        assert told.code in {0, 1}, told.out  # nothing is wrong with the configuration
+    alone = await command(tmp_path, "doctor", "--json")
+    assert alone.code == 2, alone.out
+
+
+async def test_something_else_at_the_endpoint_is_not_taken_for_a_bad_token(practice: Practice) -> None:
+    practice.house.airtable_server.faults.add(odd_body(b"moved", 301), times=None)
+    name, detail = await practice.problem()
+    assert name == "Airtable token"
+    assert "endpoint_url" in detail
+    assert "AIRTABLE_API_KEY" not in detail
+
+
 async def test_a_wrong_configuration_exits_2_and_is_said_in_json_too(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[store]\npth = 1\n[sync]\nmax_attempts = 'many'\n")
     ended = await command(tmp_path, "doctor", "--json", "--config", str(tmp_path / "bad.toml"))

@@ -11,6 +11,7 @@ from app.sandbox.airtable_errors import rate_limited
 from app.sandbox.faults import applied_then_dropped, odd_body, server_error
 from app.sandbox.hand_clock import HandClock
 from tests.support.harness import Harness, harness, sample
+from tests.support.process import command
 from tests.support.watching import let_time_pass, rows, until, waits_for_long
 
 if TYPE_CHECKING:
@@ -227,3 +228,24 @@ async def test_the_error_names_what_was_probably_meant(house: Harness, wrong: st
         found = rows(house.store_path, "SELECT run_id, updates_held, similar_runs FROM missing_records")
     assert found[0][:2] == (wrong, 1)
     assert meant in str(found[0][2])
+
+
+async def test_a_run_that_nobody_kicked_off_shows_what_named_it_and_what_waits_for_it(house: Harness) -> None:
+    wrong = f"{RUN_ID}-Guy-Wilson"
+    async with house.running():
+        await house.kick_off("Guy-Wilson")
+        for posts in (1, 2):
+            await house.call("PATCH", f"/runs/{wrong}", {"add": {"posts_scored": posts}})
+        told = await house.call("GET", f"/runs/{wrong}")
+        assert told.status == 404
+        for part in ("POST /runs", "Error 1 (missing_record) is open and holds 2 updates", f"was it {RUN_ID}"):
+            assert part in told.json()["detail"]  # type: ignore[operator]
+        unheard = (await house.call("GET", "/runs/unheard-of")).json()["detail"]
+        assert unheard == "there is no run 'unheard-of': runs are created at kickoff only (POST /runs)"
+    shown = await command(house.folder, "runs", "show", wrong, "--json")
+    assert shown.code == 1
+    known = json.loads(shown.out)
+    assert [one["updates_held"] for one in known["errors"]] == [2]
+    assert [one["what"] for one in known["timeline"]].count("update held") == 2
+    assert "holds 2 updates" in shown.err
+    assert "What happened" in (await command(house.folder, "runs", "show", wrong)).out

@@ -229,3 +229,63 @@ def test_a_missing_or_doubled_number_is_refused(tmp_path: Path, names: list[str]
 def test_a_misnamed_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(StoreError, match=r"is not named NNNN_name\.sql"):
         read_migrations(write(tmp_path, name))
+
+
+# Of a store that an earlier version wrote ------------------------------------------------------------------------
+
+
+def test_open_errors_that_say_the_same_become_the_first_of_them(path: Path) -> None:
+    """A deleted record was one error an update, and a check opened another."""
+    migrations = read_migrations(migrations_directory())
+    before = next(place for place, one in enumerate(migrations) if one.name.endswith("one_error_a_trouble"))
+    apply(path, migrations[:before])
+    told = [  # kind, run, cause, record that a check found
+        ("record_deleted", "run", "gone", None),
+        ("rejected", "run", "no", None),
+        ("rejected", "run", "never", None),
+        ("record_deleted", "run", "gone", None),
+        ("rejected", "run", "no", None),
+        ("record_deleted", "run", "is missing", "rec1"),
+        ("record_deleted", "other", "gone", None),
+        ("unknown_record", "run", "x", "rec2"),
+    ]
+    with contextlib.closing(connect_writing(path)) as connection:
+        at = "2026-05-16T09:20:0{}.000Z"
+        connection.execute(
+            "INSERT INTO runs (run_id, job_id, client_id, origin, airtable_record_id, created_at, changed_at, fields)"
+            " VALUES ('run', 'j', 'c', 'adopted', 'rec1', ?, ?, '{}')",
+            (at.format(0), at.format(0)),
+        )
+        for place, (kind, run_id, cause, record_id) in enumerate(told, 1):
+            connection.execute(
+                "INSERT INTO errors (kind, run_id, message, cause, first_at, last_at, found_record_id)"
+                " VALUES (?, ?, 'x', ?, ?, ?, ?)",
+                (kind, run_id, cause, at.format(place), at.format(place), record_id),
+            )
+        for error_id in (1, 2, 3, 4, 5):
+            message = connection.execute(
+                "INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at)"
+                " VALUES ('run', 'update', 'caller', '[]', '{}', ?)",
+                (at.format(error_id),),
+            ).lastrowid
+            connection.execute("UPDATE outbox SET state = 'sending', call_id = 1 WHERE id = ?", (message,))
+            connection.execute(
+                "UPDATE outbox SET state = 'dead', dead_at = ?, error_id = ? WHERE id = ?",
+                (at.format(error_id), error_id, message),
+            )
+    apply(path, migrations, LATER)
+    shown = "SELECT id, kind, run_id, cause, count, last_at FROM errors WHERE state = 'open' ORDER BY id"
+    assert rows(path, shown) == [
+        (1, "record_deleted", "run", "gone", 3, at.format(6)),
+        (2, "rejected", "run", "no", 2, at.format(5)),
+        (3, "rejected", "run", "never", 1, at.format(3)),
+        (7, "record_deleted", "other", "gone", 1, at.format(7)),
+        (8, "unknown_record", "run", "x", 1, at.format(8)),
+    ]
+    assert rows(path, "SELECT id, resolution, note FROM errors WHERE state = 'resolved' ORDER BY id") == [
+        (4, "merged", "counted with error 1"),
+        (5, "merged", "counted with error 2"),
+        (6, "merged", "counted with error 1"),
+    ]
+    assert rows(path, "SELECT error_id FROM outbox ORDER BY id") == [(1,), (2,), (3,), (1,), (2,)]
+    assert rows(path, "PRAGMA foreign_key_check") == []

@@ -23,6 +23,8 @@ def test_a_client_named_twice_means_the_run_that_it_starts_with() -> None:
 
 def test_the_bare_job_id_means_the_runs_of_the_job() -> None:
     assert similar_runs(JOB, candidates(of_job=[ANN, GUY])) == (ANN, GUY)
+    many = [f"{JOB}-client{number}" for number in range(20)]
+    assert similar_runs(JOB, candidates(of_job=many)) == tuple(many)
 
 
 def test_a_part_of_the_clients_name_means_the_whole() -> None:

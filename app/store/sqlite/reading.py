@@ -13,6 +13,7 @@ from app.store.views import (
     DecisionView,
     ErrorView,
     MessageView,
+    NoRun,
     Page,
     RunSummary,
     RunView,
@@ -80,6 +81,11 @@ def run(connection: sqlite3.Connection, run_id: str) -> RunView | None:
         errors=[_error(one) for one in connection.execute(SELECT_RUN_ERRORS, (run_id,))],
         timeline=timeline(connection, run_id),
     )
+
+
+def no_run(connection: sqlite3.Connection, run_id: str) -> NoRun:
+    found = [_error(one) for one in connection.execute(SELECT_RUN_ERRORS, (run_id,))]
+    return NoRun(run_id, found, timeline(connection, run_id))
 
 
 def timeline(connection: sqlite3.Connection, run_id: str) -> list[TimelineEntry]:

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         ErrorView,
         MessageFilter,
         MessageView,
+        NoRun,
         Page,
         RunFilter,
         RunSummary,
@@ -94,6 +95,9 @@ class SqliteReading:
 
     async def run(self, run_id: str) -> RunView | None:
         return await self._reader.run(lambda connection: reading.run(connection, run_id))
+
+    async def no_run(self, run_id: str) -> NoRun:
+        return await self._reader.run(lambda connection: reading.no_run(connection, run_id))
 
     async def runs(self, chosen: RunFilter, part: Slice) -> Page[RunSummary]:
         return await self._reader.run(lambda connection: reading.runs(connection, chosen, part))
