@@ -47,17 +47,20 @@ async def test_one_create_and_twenty_updates_that_wait_are_one_request(house: Ha
     assert house.records()[run_id]["Total Posts Harvested"] == 20
 
 
-async def test_what_is_accepted_while_a_request_is_under_way_goes_together_in_the_next(served: Harness) -> None:
-    run_id = await served.kick_off()
-    await served.synced()
-    served.airtable_server.faults.add(slow(0.3))
-    await add_posts(served, run_id)
-    await served.airtable_server.wait_for(lambda log: len(log) == 2)
-    for _ in range(20):
-        await add_posts(served, run_id)
-    await served.synced()
-    assert len(served.airtable_server.log) == 3
-    assert served.records()[run_id]["Total Posts Harvested"] == 21
+async def test_what_is_accepted_while_a_request_is_under_way_goes_together_in_the_next(tmp_path: Path) -> None:
+    clock = HandClock()
+    async with harness(tmp_path, clock=clock, airtable={"timeout_seconds": 30}) as house, house.running():
+        run_id = await house.kick_off()
+        await house.synced()
+        house.airtable_server.faults.add(slow(0.3))
+        await add_posts(house, run_id)
+        await house.airtable_server.wait_for(lambda log: len(log) == 2)
+        for _ in range(20):
+            await add_posts(house, run_id)
+        clock.pass_time(0.3)
+        await house.synced()
+        assert len(house.airtable_server.log) == 3
+        assert house.records()[run_id]["Total Posts Harvested"] == 21
 
 
 async def test_ten_runs_share_a_request_and_creates_and_updates_never_do(house: Harness) -> None:
