@@ -106,7 +106,8 @@ def said_seconds(seconds: float) -> str:
 
 def nice_ticks(most: float, *, whole: bool = False) -> list[float]:
     """Values from 0 to at least `most` in even steps of 1, 2 or 5 (times a power of ten)."""
-    rough = max(most, 1.0 if whole else 1e-3) / _LABELS
+    most = max(most, 1.0) if whole else most or 1.0
+    rough = most / _LABELS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough - 1e-12)
     if whole:

@@ -40,6 +40,7 @@ def test_ticks_are_even_round_and_reach_the_highest_value() -> None:
     assert nice_ticks(0, whole=True) == [0, 1]
     assert nice_ticks(3, whole=True) == [0, 1, 2, 3]
     assert nice_ticks(24, whole=True) == [0, 10, 20, 30]
+    assert nice_ticks(0.0) == [0, 0.5, 1]
     assert nice_ticks(0.3) == [0, 0.1, 0.2, 0.3]
     for most in (1, 7, 19, 101, 99_999, 1_234_567):
         ticks = nice_ticks(most, whole=True)
