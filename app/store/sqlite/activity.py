@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
 #: Deliveries of a step that are looked at for their delay, the latest.
-MOST_TIMED: Final = 200
+MOST_TIMED: Final = 100
 
 # Ids are given in the order of acceptance, so that how many were accepted is a difference of ids: pruning takes
 # nothing from it, and no index over a million times is needed. MIDDLE finds the first message at or after an id.
