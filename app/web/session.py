@@ -67,7 +67,7 @@ class Sessions:
         if self._tokens and not any(matches):
             return None
         key = self._keys[matches.index(True) if matches else 0]
-        body = _text(json.dumps([self._new_token(), clean_name(name), self._now() + SESSION_SECONDS]).encode())
+        body = _text(json.dumps([self._new_token(), name, self._now() + SESSION_SECONDS]).encode())
         return f"{body}.{_sign(key, 'session', body)}"
 
     def read(self, cookie: str | None) -> Session | None:
