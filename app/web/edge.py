@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _HELD_BYTES: Final = web.RequestKey("held_bytes", int)
-#: While no file is left: how long until the next try.
-_AGAIN_SECONDS: Final = 0.5
 #: How often a full house is looked through for somebody idle.
 _LOOK_SECONDS: Final = 0.05
+#: How often the log says that no connection can be taken.
+_SAY_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Edge:
     def __init__(self, limits: EdgeLimits, new_id: Callable[[], str]) -> None:
         self.limits = limits
         self._new_id = new_id
+        # The store, Airtable and Apify need files too.
+        self._most = max(1, min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self._open = 0
         self._left = asyncio.Event()
         self._idle: OrderedDict[_Connection, float] = OrderedDict()
@@ -73,30 +76,33 @@ class Edge:
 
     async def _accept(self, server: web.Server, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        said = -_SAY_SECONDS
         while True:
-            await self._room()
+            while self._open >= self._most:
+                await self._make_room()
             try:
                 connection, _ = await loop.sock_accept(listener)
             except ConnectionError:
                 continue  # gone before it was ours
-            except OSError as error:
-                log.warning("edge.cannot_accept", reason=error.strerror, open=self._open)
-                await asyncio.sleep(_AGAIN_SECONDS)
+            except OSError as error:  # no file or memory is left
+                if loop.time() - said >= _SAY_SECONDS:
+                    said = loop.time()
+                    log.warning("edge.cannot_accept", reason=error.strerror, open=self._open)
+                await self._make_room()
                 continue
             with contextlib.suppress(OSError):
                 _give_up_stuck_answers(connection, self.limits.idle_seconds)
                 await loop.connect_accepted_socket(lambda: _Connection(self, server), connection)
 
-    async def _room(self) -> None:
-        """Wait until there is room for one more."""
-        while self._open >= self.limits.connections:
-            self._left.clear()
-            now = asyncio.get_running_loop().time()
-            longest, since = next(iter(self._idle.items()), (None, now))
-            if longest is not None and now - since >= self.limits.spared_seconds:
-                longest.end()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._left.wait(), _LOOK_SECONDS)
+    async def _make_room(self) -> None:
+        """End who idles longest, if for long enough, and wait a little for somebody to leave."""
+        self._left.clear()
+        now = asyncio.get_running_loop().time()
+        longest, since = next(iter(self._idle.items()), (None, now))
+        if longest is not None and now - since >= self.limits.spared_seconds:
+            longest.end()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._left.wait(), _LOOK_SECONDS)
 
     # What connections and requests tell
 
