@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import resource
+import select
 import socket
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -46,9 +48,9 @@ class EdgeLimits:
 
     connections: int = 500
     idle_seconds: float = 75.0
-    spared_seconds: float = 1.0
+    spared_seconds: float = 5.0
     body_seconds: float = 30.0
-    lingering_seconds: float = 2.0
+    lingering_seconds: float = 10.0
     waiting_bytes: int = 64 * 1024 * 1024
 
 
@@ -100,7 +102,11 @@ class Edge:
         now = asyncio.get_running_loop().time()
         longest, since = next(iter(self._idle.items()), (None, now))
         if longest is not None and now - since >= self.limits.spared_seconds:
-            longest.end()
+            if longest.has_sent():  # under load it is we who have not come to it yet
+                self._idle[longest] = now
+                self._idle.move_to_end(longest)
+            else:
+                longest.end()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._left.wait(), _LOOK_SECONDS)
 
@@ -150,15 +156,15 @@ class Edge:
             log.error("http.failed", request_id=request_id, exc_info=error)
             problem = Problem("An error of ours: it is in the log under this request id.")
         else:
-            said = " ".join((reason or "it is not HTTP").split())[:_MOST_SAID]
+            said = _QUOTED.split(reason or "it is not HTTP", maxsplit=1)[0].strip()
             log.info("http.refused", request_id=request_id, status=status, reason=type(error).__name__)
             problem = Malformed(f"this cannot be read as an HTTP request: {said}")
         return problem_answer(problem, request_id)
 
 
 EDGE: Final = web.AppKey("edge", Edge)
-#: Characters of the parser's words that an answer repeats.
-_MOST_SAID: Final = 200
+#: Where the parser begins to quote what it read: that may hold a token.
+_QUOTED: Final = re.compile(r"[:'\"\n]")
 
 
 class _Connection(web.RequestHandler):
@@ -181,6 +187,14 @@ class _Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._edge.went(self)
+
+    def has_sent(self) -> bool:
+        """Whether something came that was not read yet."""
+        if self.transport is None:
+            return False
+        looking = select.poll()
+        looking.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(looking.poll(0))
 
     def end(self) -> None:
         """Close it at once, whatever its client has not read yet."""
