@@ -48,7 +48,7 @@ class EdgeLimits:
 
     connections: int = 500
     idle_seconds: float = 75.0
-    spared_seconds: float = 5.0
+    spared_seconds: float = 2.0
     body_seconds: float = 30.0
     lingering_seconds: float = 10.0
     waiting_bytes: int = 64 * 1024 * 1024

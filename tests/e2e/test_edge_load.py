@@ -131,7 +131,7 @@ async def test_idle_connections_beyond_its_files_and_a_burst_of_webhooks_leave_i
         assert service.process.pid is not None
         files = len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
         limits = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (files + 20, limits[1]))
+        resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (files + 80, limits[1]))
         await crowd(service, 150)
         resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, limits)
         await burst(service, 300, 60)
