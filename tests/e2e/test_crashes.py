@@ -83,7 +83,7 @@ class Town:
         name, place = point
         crash = Crash(STATEMENTS[name], place, 1 if name == "taking back" else self.rng.randint(1, 3))
         service = await self.forks.serve(self.folder, self.environment, port=self.port, crash=crash)
-        assert await service.ended() == -signal.SIGKILL, point
+        assert await service.ended(60) == -signal.SIGKILL, point
         self.lives += 1
 
     async def die_at_any_moment(self) -> None:
@@ -96,10 +96,10 @@ class Town:
                 await service.listening()
                 number = len(self.wire.log)
                 self.wire.faults.add(self.rng.choice([hung(), applied_then_hang(), slow(0.02)]), method="PATCH")
-                await until(lambda: len(self.wire.log) > number)
+                await until(lambda: len(self.wire.log) > number, timeout=60)
             case _:
                 enough = len(self.load.ledger.told) + self.rng.randint(1, 60)
-                await until(lambda: len(self.load.ledger.told) >= enough)
+                await until(lambda: len(self.load.ledger.told) >= enough, timeout=60)
                 await asyncio.sleep(self.rng.uniform(0.0, 0.01))
         await service.kill()
         self.wire.faults.clear()
