@@ -49,9 +49,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-runs_app = typer.Typer(help="The runs, newest first (runs list), or one with all that happened to it (runs show).")
-errors_app = typer.Typer(help="What needs eyes: missing records, refused updates and the like; and resolving it.")
-outbox_app = typer.Typer(help="What is on its way to Airtable, what was set aside and why; and sending that again.")
+runs_app = typer.Typer(
+    short_help="The runs, or one with all that happened.",
+    help="The runs, newest first (runs list), or one with all that happened to it (runs show).",
+)
+errors_app = typer.Typer(
+    short_help="What needs eyes; resolving it.",
+    help="What needs eyes: missing records, refused updates and the like; and resolving it.",
+)
+outbox_app = typer.Typer(
+    short_help="What is on its way; sending it again.",
+    help="What is on its way to Airtable, what was set aside and why; and sending that again.",
+)
 app.add_typer(runs_app, name="runs")
 app.add_typer(errors_app, name="errors")
 app.add_typer(outbox_app, name="outbox")
@@ -91,7 +100,10 @@ def _fail(text: str, code: int) -> NoReturn:
 # The service ----------------------------------------------------------------------------------------------------
 
 
-@app.command(epilog=examples("serve", "serve --sandbox", "serve --config /etc/runrecords.toml"))
+@app.command(
+    short_help="Accept runs and updates, carry them to Airtable.",
+    epilog=examples("serve", "serve --sandbox", "serve --config /etc/runrecords.toml"),
+)
 def serve(
     config: Config = None,
     sandbox: Annotated[
@@ -113,7 +125,7 @@ def serve(
     raise typer.Exit(code)
 
 
-@app.command(epilog=examples("demo"))
+@app.command(short_help="Show the main job against the sandbox.", epilog=examples("demo"))
 def demo(config: Config = None) -> None:
     """Run the main job end to end against the sandbox, print what landed and what is held, and end.
 
@@ -127,7 +139,7 @@ def demo(config: Config = None) -> None:
     raise typer.Exit(0 if all_well else PROBLEM)
 
 
-@app.command(epilog=examples("migrate"))
+@app.command(short_help="Bring the store to this version.", epilog=examples("migrate"))
 def migrate(config: Config = None) -> None:
     """Bring the store's schema to this version (serve does so by itself)."""
     settings = load_settings(config)
@@ -138,7 +150,7 @@ def migrate(config: Config = None) -> None:
     typer.echo(f"{path}: " + (f"applied {', '.join(applied)}" if applied else "up to date"))
 
 
-@app.command(epilog=examples("backup /backups/runs.db"))
+@app.command(short_help="Copy the store while it is in use.", epilog=examples("backup /backups/runs.db"))
 def backup(
     to: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")], config: Config = None
 ) -> None:
@@ -157,7 +169,7 @@ def backup(
 # Looking --------------------------------------------------------------------------------------------------------
 
 
-@app.command(epilog=examples("status", "status --json", "status --alive"))
+@app.command(short_help="Whether all is well.", epilog=examples("status", "status --json", "status --alive"))
 def status(
     config: Config = None,
     as_json: Json = False,
@@ -174,7 +186,7 @@ def status(
         raise typer.Exit(PROBLEM)
 
 
-@app.command(epilog=examples("doctor", "doctor --json"))
+@app.command(short_help="Whether all that it needs is in order.", epilog=examples("doctor", "doctor --json"))
 def doctor(config: Config = None, as_json: Json = False) -> None:
     """Whether all that the service needs is in order: tokens, base, columns, actor, store, machine; and what to do.
 
@@ -341,7 +353,10 @@ class Repair(StrEnum):
     DRIFT = "drift"
 
 
-@app.command(epilog=examples("check", "check --repair drift", "check --json"))
+@app.command(
+    short_help="Compare Airtable with what was delivered.",
+    epilog=examples("check", "check --repair drift", "check --json"),
+)
 def check(
     config: Config = None,
     as_json: Json = False,
@@ -372,7 +387,7 @@ def check(
         raise typer.Exit(PROBLEM)
 
 
-@app.command(epilog=examples("prune"))
+@app.command(short_help="Remove what is past its days.", epilog=examples("prune"))
 def prune(config: Config = None, as_json: Json = False) -> None:
     """Remove what is past its days ([retention]), now: the service does so by itself once a day.
 

@@ -145,7 +145,7 @@ async def samples(house: Harness) -> dict[tuple[str, str], float]:
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 #: What Prometheus' language has beside names of metrics: its functions, its words, and what stands in braces.
-NO_METRIC = {"sum", "by", "rate", "increase", "histogram_quantile", "le", "method", "status", "outcome"}
+NO_METRIC = {"sum", "by", "rate", "increase", "histogram_quantile", "or", "le", "method", "status", "outcome"}
 
 
 def alerts() -> list[dict[str, str]]:
