@@ -250,6 +250,12 @@ async def _is_sound(seen: Visit, axe: str, path: str, *rules: str) -> None:
     assert found == [], path
 
 
+HIDE = """hidden => {
+    Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
 async def test_the_page_says_when_the_service_is_gone_and_when_the_session_has_ended(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -274,7 +280,18 @@ async def test_the_page_says_when_the_service_is_gone_and_when_the_session_has_e
                 await expect(connection).to_have_text("")
                 await page.get_by_role("button", name="Pause updates").click()
                 await expect(page.get_by_role("button", name="Pause updates")).to_have_attribute("aria-pressed", "true")
-                await page.get_by_role("button", name="Pause updates").click()
+                asked: list[str] = []
+                page.on("request", lambda request: asked.append(request.url))
+                await page.clock.run_for(10_000)
+                assert asked == []
+                async with page.expect_response(lambda answer: answer.request.resource_type == "fetch"):
+                    await page.get_by_role("button", name="Pause updates").click()
+                await page.evaluate(HIDE, True)
+                asked.clear()
+                await page.clock.run_for(10_000)
+                assert asked == []  # nobody looks
+                async with page.expect_response(lambda answer: answer.request.resource_type == "fetch"):
+                    await page.evaluate(HIDE, False)
                 clock.pass_time(13 * 3600)
                 await seen.beat()
                 await expect(connection).to_contain_text("signed out")
