@@ -67,8 +67,11 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """How many times theirs ours is, round by round: both were measured in the same rounds, in the same order."""
-    return estimate([one / other for one, other in zip(ours, theirs, strict=True)])
+    """How many times theirs ours is, round by round: both were measured in the same rounds, in the same order.
+
+    A round in which the other got nothing done says nothing.
+    """
+    return estimate([one / other for one, other in zip(ours, theirs, strict=True) if other])
 
 
 def spread(values: Sequence[float]) -> str:

@@ -39,8 +39,7 @@ SECONDS: Final = 1.0
 WARM_UP_SECONDS: Final = 0.2
 #: Runs that the requests of a turn go to, so that each gets about as many as it would in its life.
 _RUNS: Final[Mapping[int, int]] = {1: 50, 32: 200, 128: 200}
-_READY_SECONDS: Final = 30.0
-_ANSWER_BYTES: Final = 1_000_000
+_READY_SECONDS: Final = 120.0
 
 _EVENT: Final[dict[str, object]] = json.loads(sample("apify-webhook-succeeded.json"))
 

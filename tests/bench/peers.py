@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tests.bench.frame import Goal, Table, estimate, goals_table, spread
+from tests.bench.frame import Goal, Table, goals_table, ratio, spread
 from tests.bench.postgres import NoPostgres, postgres
 from tests.bench.queues import MOST, NOT_TAKEN, ON_POSTGRES, QUEUES
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROUNDS: Final = 12
 QUICK_ROUNDS: Final = 3
 SECONDS: Final = 1.0
-_STARTS_WITHIN_SECONDS: Final = 60.0
+_STARTS_WITHIN_SECONDS: Final = 120.0
 OURS: Final = "ours"
 #: Producers of a turn; 0 is one consumer.
 TURNS: Final[Mapping[int, str]] = {1: "put, 1 producer", MOST: f"put, {MOST} producers", 0: "take and acknowledge"}
@@ -107,8 +107,8 @@ def _goals(seen: Seen, names: Sequence[str]) -> Iterator[Goal]:
     for producers in TURNS:
         others = [name for name in names if name != OURS and (name, producers) in seen]
         for name in others:
-            ratios = [our / their for our, their in zip(seen[OURS, producers], seen[name, producers], strict=True)]
-            yield Goal(f"{TURNS[producers]}: over {name}", estimate(ratios), _wanted(name, producers, seen, others))
+            seen_ratio = ratio(seen[OURS, producers], seen[name, producers])
+            yield Goal(f"{TURNS[producers]}: over {name}", seen_ratio, _wanted(name, producers, seen, others))
 
 
 def _wanted(name: str, producers: int, seen: Seen, others: Sequence[str]) -> float | None:
