@@ -11,7 +11,7 @@ from app.sandbox.airtable_limits import NO_LIMITS
 from app.sandbox.faults import odd_body
 from tests.support.checking import EVERY_TYPE, causes, check, errors, found, record_id
 from tests.support.harness import Harness, harness
-from tests.support.watching import rows
+from tests.support.watching import meddle, rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -80,3 +80,19 @@ async def test_a_repair_that_died_is_not_queued_again_and_its_drift_stays_open_u
     await served.synced()
     assert [row[3] for row in errors(served)] == ["replayed", "repaired", "replayed"]
     assert found(await check(served)) == []
+
+
+async def test_a_run_is_left_alone_for_a_while_after_something_of_it_was_set_aside(served: Harness) -> None:
+    served.airtable.edit(record_id(served, GUY), {"Total Posts Harvested": 99})
+    meddle(served.store_path, "UPDATE outbox SET dead_at = '2099-01-01T00:00:00.000Z' WHERE state = 'dead'")
+    assert found(await check(served)) == []
+    meddle(served.store_path, "UPDATE outbox SET dead_at = '2020-01-01T00:00:00.000Z' WHERE state = 'dead'")
+    assert found(await check(served)) == [("drift", GUY)]
+
+
+async def test_a_delivered_update_does_not_end_a_duplicate(served: Harness) -> None:
+    served.airtable.insert({"Run ID": GUY})
+    await check(served)
+    await served.call("PATCH", f"/runs/{GUY}", {"add": {"posts_scored": 1}})
+    await served.synced()
+    assert ("duplicate_record", GUY, "open", None) in errors(served)
