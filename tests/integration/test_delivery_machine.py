@@ -83,6 +83,7 @@ APPLIED_BADLY = [
     odd(b"5"),
     odd(b"<html>"),
     *SPOILED,
+    *SPOILED,
 ]
 RATE_LIMITED: Final = [
     rate_limit_reached().response(ErrorForms(rate_limit=RateLimitForm.OBJECT)),
@@ -303,7 +304,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             elif delay is not None and delay <= patience:
                 self.world.pass_time(delay)
 
-    @rule(fates=st.lists(BAD_FATES, min_size=2, max_size=6))
+    @rule(fates=st.lists(BAD_FATES, min_size=2, max_size=8))
     def all_goes_wrong_for_a_while(self, fates: list[Fate]) -> None:
         self.send_and_hear(fates, 4000.0)
 

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from app.sandbox.airtable_store import Change as TableChange
 from app.sandbox.messages import WireResponse
 from tests.support.expected import Expected
-from tests.support.house_by_hand import GIVEN_UP_AFTER, HouseByHand
+from tests.support.house_by_hand import GIVEN_UP_AFTER, SYNC, HouseByHand
 from tests.support.truths import COLUMN, TRUTHS
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def _fewer(answer: WireResponse) -> WireResponse:
 
 #: What is done to a good answer.
 SPOILED: Final[Mapping[str, Callable[[WireResponse], WireResponse]]] = {"fewer": _fewer, "others": _others}
+CARRIED_BY: Final = "SELECT call_id FROM runs WHERE run_id = ?"
 LOST: Final = requests.ConnectionError("cut off")
 LATE: Final = requests.ReadTimeout("too late")
 
@@ -154,7 +155,9 @@ class World:
             spoil = SPOILED.get(how) if answer.status == 200 else None
             ending = answer if spoil is None else spoil(answer) if flight.is_write else LOST
         assert isinstance(ending, WireResponse | requests.RequestException)
+        sending = self._messages(flight)
         self.house.end(flight, ending)
+        self._judge_settled(flight, sending, ending, named=how != "others", first_named=how != "fewer")
         if isinstance(ending, requests.ReadTimeout) and not applied and flight.is_write:
             self.late.append(flight)
         if isinstance(ending, WireResponse) and ending.status == 429 and b"BILLING" not in ending.body:
@@ -162,6 +165,36 @@ class World:
             self.set_since_its_limit = False
         if not flight.is_write:
             self._note_adoptions(table if ending is answer and answer.status == 200 else {})
+
+    def _messages(self, flight: Flight) -> dict[int, tuple[str, str, int]]:
+        """What rides in a request: by its id the run, state and attempts of each message."""
+        riding = "SELECT id, run_id, state, attempts FROM outbox WHERE call_id = ?"
+        (call_id,) = {one for run in flight.runs[:1] for (one,) in self.house.rows(CARRIED_BY, run)} or {0}
+        rows = self.house.rows(riding, int(str(call_id)))
+        return {int(str(id_)): (str(run), str(state), int(str(tries))) for id_, run, state, tries in rows}
+
+    def _judge_settled(
+        self,
+        flight: Flight,
+        before: Mapping[int, tuple[str, str, int]],
+        ending: WireResponse | requests.RequestException,
+        *,
+        named: bool,
+        first_named: bool,
+    ) -> None:
+        """A 2xx delivers whom it names; a refusal of all gives the attempt back; what nobody knows costs it."""
+        status = ending.status if isinstance(ending, WireResponse) else None
+        for message_id, (run_id, _, attempts) in before.items():
+            ((state, after),) = self.house.rows("SELECT state, attempts FROM outbox WHERE id = ?", message_id)
+            if status in {401, 403, 429}:
+                assert (state, after) == ("pending", attempts - 1)
+            elif status in {404, 422}:
+                assert state == "dead" or (state, after) == ("pending", attempts - 1)
+            elif status == 200 and ending.body.startswith(b'{"records":[{') and named:  # type: ignore[union-attr]
+                is_named = first_named or run_id != flight.runs[0]
+                assert (state == "delivered") == is_named, run_id
+            else:
+                assert (state, after) == ("dead" if attempts >= SYNC.max_attempts else "pending", attempts)
 
     def _note_adoptions(self, table: Mapping[str, Mapping[str, Json]]) -> None:
         """A look was answered: exactly those are adopted that are missing, and of which one free record was seen."""
