@@ -52,6 +52,8 @@ def make_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 _WIDEST_NAME = 32
+#: Columns of a terminal on which a run's name has a column of its own.
+_ROOM_FOR_NAMES = 100
 _ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)\.\d{3}Z")
 
 
@@ -140,21 +142,23 @@ class Shower:
 
     def _errors(self, title: str | None, errors: Sequence[ErrorView]) -> None:
         rows = [(one.id, one.state, one.kind, one.run_id, _what(one)) for one in errors]
-        self._console.print(make_table(title, ("id", "state", "kind", "run", "what"), rows))
+        self._about_runs(title, ("id", "state", "kind", "run", "what"), rows)
 
     def messages(self, page: Page[MessageView]) -> None:
         if self._as_json:
             self._json_page("messages", TypeAdapter(list[MessageView]).dump_json(list(page.rows)), page.next_cursor)
             return
-        rows = [_message_row(one) for one in page.rows]
-        self._table(None, _MESSAGE_COLUMNS, rows, "no messages")
+        if page.rows:
+            self._about_runs(None, _MESSAGE_COLUMNS, [_message_row(one) for one in page.rows])
+        else:
+            self._console.print("no messages")
         self._more(page.next_cursor)
 
     def message(self, message: MessageView) -> None:
         if self._as_json:
             self._json(TypeAdapter(MessageView).dump_json(message))
         else:
-            self._console.print(make_table(None, _MESSAGE_COLUMNS, [_message_row(message)]))
+            self._about_runs(None, _MESSAGE_COLUMNS, [_message_row(message)])
 
     def retried(self, count: int) -> None:
         if self._as_json:
@@ -242,6 +246,17 @@ class Shower:
         self, title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], when_empty: str
     ) -> None:
         self._console.print(make_table(title, columns, rows) if rows else when_empty, markup=False)
+
+    def _about_runs(self, title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table with a run in each row, ending with `what`: where the run's name would be broken, it stands there."""
+        if self._console.width < _ROOM_FOR_NAMES:
+            place = columns.index("run")
+            columns = (*columns[:place], *columns[place + 1 :])
+            rows = [
+                (*row[:place], *row[place + 1 : -1], "\n".join(str(one) for one in (row[place], row[-1]) if one))
+                for row in rows
+            ]
+        self._console.print(make_table(title, columns, rows))
 
     def _more(self, next_cursor: str | None) -> None:
         if next_cursor is not None:

@@ -125,6 +125,16 @@ def leaves(group: TyperGroup, words: tuple[str, ...]) -> Iterator[tuple[tuple[st
             yield (*words, name), one
 
 
+async def test_a_narrow_terminal_breaks_no_name_of_a_run(tmp_path: Path) -> None:
+    wrong = "251007-070457-Guy-Wilson-Guy-Wilson"
+    async with served(tmp_path) as service:
+        await service.call("PATCH", f"/runs/{wrong}", {"add": {"posts_scored": 1}})
+        for columns in ("70", "80", "160"):
+            listed = await command(tmp_path, "errors", "list", COLUMNS=columns)
+            assert wrong in listed.out
+            assert max(len(line) for line in listed.out.splitlines()) <= int(columns)
+
+
 async def test_alive_asks_the_service_and_nothing_else(tmp_path: Path) -> None:
     port = free_port()
     async with served(tmp_path, port=port, INTERNAL_API_TOKEN="a-token-of-the-tests") as service:
