@@ -247,3 +247,30 @@ def test_every_table_is_strict_and_explained(shell: Shell) -> None:
     )
     for name, sql in tables.fetchall():
         assert "STRICT" in sql.rpartition(")")[2], name
+
+
+def test_a_hand_does_not_take_the_base_or_a_version_away(shell: Shell) -> None:
+    shell.do("INSERT INTO destination VALUES (1, 'appOne', ?)", AT)
+    shell.do("INSERT INTO schema_migrations VALUES (1, '0001_outbox', 'sum', ?)", AT)
+    for statement in (
+        "DELETE FROM destination",
+        "UPDATE destination SET base_id = 'appOther'",
+        "DELETE FROM schema_migrations",
+        "UPDATE schema_migrations SET checksum = 'another'",
+        "INSERT OR REPLACE INTO schema_migrations VALUES (1, '0001_outbox', 'another', '')",
+    ):
+        refuses(shell, "stays|keeps|already", statement)
+    shell.do("INSERT OR REPLACE INTO destination VALUES (1, 'appOther', ?)", AT)
+    assert shell.one("SELECT base_id FROM destination") == "appOne"
+
+
+def test_an_update_is_not_put_before_its_create(shell: Shell) -> None:
+    shell.kick_off("251008-Ann")
+    create = shell.kick_off("251008-Guy")
+    refuses(
+        shell,
+        "an update comes after the create",
+        "INSERT INTO outbox (id, run_id, kind, source, fields, change, accepted_at) "
+        f"VALUES ({create - 5}, '251008-Guy', 'update', 'caller', '[]', '{{}}', '{AT}')",
+    )
+    assert shell.add_message("251008-Guy", "update") > create

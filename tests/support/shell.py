@@ -6,6 +6,8 @@ import sqlite3
 from pathlib import Path
 from typing import TypeAlias
 
+from app.store.sqlite.migrate import CREATE_RECORD
+
 MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
 AT = "2026-05-16T09:20:00.000Z"
 LATER = "2026-05-16T09:20:30.000Z"
@@ -19,6 +21,7 @@ class Shell:
     def __init__(self, path: Path) -> None:
         self.connection = sqlite3.connect(path, isolation_level=None)
         self.connection.execute("PRAGMA synchronous = OFF")  # a power cut is not what these tests are about
+        self.connection.execute(CREATE_RECORD)
         for migration in sorted(MIGRATIONS.glob("*.sql")):
             self.connection.executescript(f"BEGIN; {migration.read_text(encoding='utf-8')} COMMIT;")
 
