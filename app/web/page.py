@@ -316,9 +316,12 @@ class Page:
     # Sessions
 
     async def ask_who(self, request: web.Request) -> web.Response:
+        wanted = _wanted(request.query.get("next", "/"))
         if not self._sessions.needs_token:
             self._this_machine.check(request)
-        return self._sign_in_form(request, wanted=_wanted(request.query.get("next", "/")))
+        elif self._session(request) is not None:  # browsers keep a strict cookie back when a link leads here
+            return _see_other(wanted)
+        return self._sign_in_form(request, wanted=wanted)
 
     async def sign_in(self, request: web.Request) -> web.Response:
         self._check_origin(request)
@@ -358,6 +361,9 @@ class Page:
         name, secure = self._cookie(request)
         answer.set_cookie(name, cookie, path="/", httponly=True, samesite="Strict", secure=secure)
 
+    def _session(self, request: web.Request) -> Session | None:
+        return self._sessions.read(request.cookies.get(self._cookie(request)[0]))
+
     def _cookie(self, request: web.Request) -> tuple[str, bool]:
         """The cookie's name, and whether it goes over TLS only: browsers hold `__Host-` to that, and to this host."""
         secure = request.scheme == "https" or self._public.scheme == "https"
@@ -378,7 +384,7 @@ class Page:
         """Show it to who has a session; ask the others to sign in."""
 
         async def handler(request: web.Request) -> web.Response:
-            session = self._sessions.read(request.cookies.get(self._cookie(request)[0]))
+            session = self._session(request)
             if self._sessions.needs_token:
                 if session is None:
                     return _see_other(URL("/page/sign-in").with_query(next=request.path_qs))
@@ -403,7 +409,7 @@ class Page:
             self._check_origin(request)
             if not self._sessions.needs_token:
                 self._this_machine.check(request)
-            session = self._sessions.read(request.cookies.get(self._cookie(request)[0]))
+            session = self._session(request)
             if session is None:
                 raise Forbidden("Your session has ended: sign in and do it again.")
             form = await _form(request)

@@ -154,9 +154,14 @@ async def test_the_cookie_tells_no_secret_and_goes_nowhere_else(house: Harness) 
     https = house.settings.server.model_copy(update={"public_url": "https://runs.example.com"})
     house.settings = house.settings.model_copy(update={"server": https})
     async with house.running():
-        set_cookie = (await Visitor(house).sign_in()).headers["Set-Cookie"]
+        one = Visitor(house)
+        set_cookie = (await one.sign_in()).headers["Set-Cookie"]
         assert set_cookie.startswith("__Host-runrecords=")
         assert "Secure" in set_cookie.split("; ")
+        # A proxy may say another Host than the browser's: public_url is our origin too, and nothing else is.
+        csrf = await one.csrf()
+        for origin, status in (("https://runs.example.com.evil.example", 403), ("https://runs.example.com", 303)):
+            assert (await one.post("/page/check", {"csrf": csrf}, Origin=origin)).status == status
 
 
 async def test_a_session_ends_with_its_time_its_sign_out_and_its_token(clocked: Harness) -> None:
@@ -356,6 +361,8 @@ async def test_a_sign_in_leads_to_a_page_of_ours_and_nowhere_else(house: Harness
         one = Visitor(house)
         for wanted in ("/page/runs?sync=failed", "/"):
             assert (await one.sign_in(wanted=wanted)).headers["Location"] == wanted
+        already = await one.get("/page/sign-in?next=/page/runs")
+        assert (already.status, already.headers["Location"]) == (303, "/page/runs")
         for wanted in (
             "//evil.example",
             "https://evil.example/",
