@@ -33,7 +33,8 @@ test: install browser ## run every test but the long ones
 
 soak: install ## run the long tests: what the figures of docs/reliability.md come from
 	$(PYTEST) -m soak --timeout 7200 $(TESTS)
-	$(PYTEST) --hypothesis-profile soak --timeout 7200 $$(grep -rl hypothesis --include='test_*.py' tests)
+	properties=$$(grep -rl hypothesis --include='test_*.py' $(or $(TESTS),tests)); \
+	test -z "$$properties" || $(PYTEST) --hypothesis-profile soak --timeout 7200 $$properties
 
 check: install lint types layers audit test ## lint, types, layering, known vulnerabilities and tests
 
