@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench import backlog, ingest, peers
+from tests.bench import backlog, delivery, ingest, peers
 from tests.bench.frame import Options
 from tests.bench.machine import NoDisk, describe
 
@@ -23,6 +23,7 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "performance.md"
 SECTIONS: Final[Mapping[str, Section]] = {
     "ingest": ingest.measure,
     "peers": peers.measure,
+    "delivery": delivery.measure,
     "backlog": backlog.measure,
 }
 

@@ -112,7 +112,8 @@ SELECT substr(accepted_at, 1, 10), count(*), sum(state = 'delivered'), 0 FROM ou
 def _filling(path: Path, *, anew: bool):  # type: ignore[no-untyped-def]  # noqa: ANN202
     """A connection without triggers, and without the outbox's indexes where all of it is `anew`."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        for pragma in ("journal_mode = WAL", "synchronous = OFF", "cache_size = -400000", "temp_store = MEMORY"):
+        journal = "OFF" if anew else "WAL"
+        for pragma in (f"journal_mode = {journal}", "synchronous = OFF", "cache_size = -400000", "temp_store = MEMORY"):
             connection.execute(f"PRAGMA {pragma}")
         kinds = "('trigger', 'index')" if anew else "('trigger')"
         taken = connection.execute(
@@ -127,6 +128,7 @@ def _filling(path: Path, *, anew: bool):  # type: ignore[no-untyped-def]  # noqa
         for statement in COUNT:
             connection.execute(statement)
         connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
@@ -230,8 +232,9 @@ def _accept_update(connection: sqlite3.Connection) -> None:
 
 
 def _accept_create(connection: sqlite3.Connection) -> None:
+    """Due tomorrow, so that it never stands before what waits when that is claimed."""
     kickoff = Kickoff(f"new-{_CHANCE.getrandbits(60)}", "260615-120000", Change())
-    intake.accept_create(connection, kickoff, now=NOW, when=_WHEN)
+    intake.accept_create(connection, kickoff, now=NOW, when=When.of(NOW + timedelta(days=1), 0.0))
 
 
 def _messages(**chosen: str | bool) -> Use:
