@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _INTERVAL: Final = timedelta(days=1)
+#: A start has more urgent things to do.
+_FIRST_SECONDS: Final = 60.0
 _STORE_AGAIN_SECONDS: Final = 60.0
 
 
@@ -45,7 +47,7 @@ class RetentionRules:
 
 
 class Pruning:
-    """One pruning at a time: by itself when it starts and daily after that, or on demand."""
+    """One pruning at a time: by itself soon after a start and daily after that, or on demand."""
 
     def __init__(self, store: Retention, clock: Clock, rules: RetentionRules) -> None:
         self._store = store
@@ -55,9 +57,10 @@ class Pruning:
         self._stopping = False
 
     async def run(self) -> None:
-        """Prune daily until `stop` or cancelled; a cancelled pruning ends between two bites."""
+        """Prune soon and then daily, until `stop` or cancelled; a cancelled pruning ends between two bites."""
         if self._rules == RetentionRules(None, None):
             await asyncio.Event().wait()
+        await self._clock.sleep(_FIRST_SECONDS)
         while not self._stopping:
             try:
                 await self.prune()

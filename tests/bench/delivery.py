@@ -67,8 +67,8 @@ async def _limit(folder: Path, runs: int) -> Table:
 
 async def _burst(folder: Path) -> Table:
     (folder / "burst").mkdir()
-    async with harness(folder / "burst") as house:
-        house.airtable_server.faults.add(slow(LATENCY), times=None)
+    async with harness(folder / "burst", airtable={"timeout_seconds": 30.0}) as house:
+        house.airtable_server.faults.add(slow(3.0), times=1)  # so that all updates come while the create is on its way
         async with house.running():
             run_id = await house.kick_off("first")
             await _update(house, run_id, 20)

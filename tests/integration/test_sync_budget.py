@@ -111,7 +111,7 @@ async def test_the_last_calls_are_kept_for_creates_and_errors(house: Harness, cl
         )
         report = (await house.call("POST", "/check")).json()
         assert "kept for creates and errors" in str(report["trouble"])
-        assert (await budget(house))["total"] == 78
+        assert (await budget(house))["total"] in {78, 79}  # the create, and one look or two
 
 
 async def test_nothing_passes_the_budget_and_the_next_month_begins_anew(house: Harness, clock: HandClock) -> None:
