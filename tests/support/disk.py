@@ -52,6 +52,8 @@ def read_acts(journal: bytes) -> Iterator[tuple[int, Act]]:
 # What is left -------------------------------------------------------------------------------------------------------
 
 _SECTOR: Final = 512
+#: The index of the WAL is never synced and always written whole: how old the one that a cut leaves can be.
+_INDEXES_KEPT: Final = 50
 
 
 @dataclass
@@ -69,7 +71,10 @@ class Disk:
             self.synced.pop(act.name, None)
             self.waiting.pop(act.name, None)
         else:
-            self.waiting.setdefault(act.name, []).append(act)
+            waiting = self.waiting.setdefault(act.name, [])
+            waiting.append(act)
+            if act.name.endswith("-shm"):
+                del waiting[:-_INDEXES_KEPT]
 
     def after_power_cut(self, rng: random.Random) -> dict[str, bytes]:
         """The files as a power cut may leave them: of what was not synced all, nothing, the first or some, and torn."""
