@@ -16,6 +16,7 @@ from app.sandbox.airtable_errors import quota_exceeded, rate_limited
 from app.sandbox.airtable_limits import NO_LIMITS, Limits
 from app.sandbox.faults import Fault, dropped, hung, odd_body, server_error, slow, truncated
 from app.sandbox.hand_clock import START, HandClock
+from app.store.sqlite import connection
 from tests.support.checking import JOB, causes, check, errors, fill, found, log_of, record_id, spoil
 from tests.support.harness import Harness, QuickClock, harness
 from tests.support.watching import let_time_pass, most_in_any_second, rows, until, waits_for_long
@@ -288,7 +289,10 @@ async def asked_by_hand(house: Harness, clock: HandClock) -> None:
     assert causes(await checking) == ["client_id: 'Guy' here, 'by hand' in Airtable"]
 
 
-async def test_a_store_that_keeps_nothing_puts_the_check_off_and_not_the_service(tmp_path: Path) -> None:
+async def test_a_store_that_keeps_nothing_puts_the_check_off_and_not_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BUSY_TIMEOUT_MS", 300)  # SQLite's own patience, twice over, is ten real seconds
     clock = HandClock()
     async with (
         harness(tmp_path, clock=clock, consistency={"interval_seconds": 60}) as house,
