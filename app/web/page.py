@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import aiohttp_jinja2
 from aiohttp import web
@@ -20,7 +20,7 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from yarl import URL
 
 from app import __version__
-from app.errors import Conflict, Forbidden, Malformed, NotFound, Problem, UnsupportedMediaType
+from app.errors import Conflict, Forbidden, Malformed, NotFound, Problem
 from app.logs import get_logger
 from app.model import Action, ErrorKind, ErrorState, MessageKind, MessageState, SyncState
 from app.store.views import (
@@ -32,14 +32,14 @@ from app.store.views import (
 )
 from app.web.activity import Activity
 from app.web.charts import delay_chart, flow_chart
-from app.web.guard import Bearer, read_body
+from app.web.guard import Bearer
+from app.web.page_requests import ROWS, id_of, page_of_ours, read_form, slice_of, text_of, word_of
 from app.web.session import Attempts, Session, Sessions, clean_name, is_form_of
 from app.web.showing import FILTERS
 from app.web.verdict import concerns, headline
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
-    from enum import StrEnum
 
     from app.clock import Clock
     from app.store.protocol import Reading, Replay
@@ -49,11 +49,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 HERE: Final = Path(__file__).parent
-ROWS: Final = 50
 ROWS_AT_A_GLANCE: Final = 10
 MOST_NOTE: Final = 2_000
-#: SQLite's integers have 63 bits; 18 digits always fit.
-_MOST_DIGITS: Final = 18
 
 #: Spans of the plots, and the length and number of their steps.
 SPANS: Final[Mapping[str, tuple[str, timedelta, int]]] = {
@@ -179,12 +176,12 @@ class Page:
 
     async def runs(self, request: web.Request, session: Session) -> web.Response:
         chosen = RunFilter(
-            client_id=_text(request, "client_id"),
-            job_id=_text(request, "job_id"),
-            status=_text(request, "status"),
-            sync=_word(request, "sync", SyncState),
+            client_id=text_of(request, "client_id"),
+            job_id=text_of(request, "job_id"),
+            status=text_of(request, "status"),
+            sync=word_of(request, "sync", SyncState),
         )
-        page = await self._reading.runs(chosen, _slice(request))
+        page = await self._reading.runs(chosen, slice_of(request))
         return self._html(
             request,
             session,
@@ -205,12 +202,12 @@ class Page:
 
     async def errors(self, request: web.Request, session: Session) -> web.Response:
         chosen = ErrorFilter(
-            kind=_word(request, "kind", ErrorKind),
-            state=_word(request, "state", ErrorState),
-            run_id=_text(request, "run_id"),
-            client_id=_text(request, "client_id"),
+            kind=word_of(request, "kind", ErrorKind),
+            state=word_of(request, "state", ErrorState),
+            run_id=text_of(request, "run_id"),
+            client_id=text_of(request, "client_id"),
         )
-        page = await self._reading.errors(chosen, _slice(request))
+        page = await self._reading.errors(chosen, slice_of(request))
         return self._html(
             request,
             session,
@@ -222,7 +219,7 @@ class Page:
         )
 
     async def error(self, request: web.Request, session: Session) -> web.Response:
-        error = await self._reading.error(_id(request))
+        error = await self._reading.error(id_of(request))
         if error is None:
             raise NotFound("There is no error of this number.")
         decisions = await self._reading.decisions(DecisionFilter(error_id=error.id), Slice(ROWS))
@@ -230,12 +227,12 @@ class Page:
 
     async def outbox(self, request: web.Request, session: Session) -> web.Response:
         chosen = MessageFilter(
-            state=_word(request, "state", MessageState),
-            kind=_word(request, "kind", MessageKind),
-            run_id=_text(request, "run_id"),
+            state=word_of(request, "state", MessageState),
+            kind=word_of(request, "kind", MessageKind),
+            run_id=text_of(request, "run_id"),
             undelivered="state" not in request.query,
         )
-        page = await self._reading.messages(chosen, _slice(request))
+        page = await self._reading.messages(chosen, slice_of(request))
         kept = {"state": request.query.get("state"), "kind": chosen.kind, "run_id": chosen.run_id}
         return self._html(
             request,
@@ -249,7 +246,7 @@ class Page:
         )
 
     async def message(self, request: web.Request, session: Session) -> web.Response:
-        message = await self._reading.message(_id(request))
+        message = await self._reading.message(id_of(request))
         if message is None:
             raise NotFound("There is no message of this number: delivered ones are removed after a while.")
         decisions = await self._reading.decisions(DecisionFilter(message_id=message.id), Slice(ROWS))
@@ -269,7 +266,7 @@ class Page:
     # Doing
 
     async def resolve(self, request: web.Request, session: Session, form: Mapping[str, str]) -> str:
-        error_id = _id(request)
+        error_id = id_of(request)
         note, discard = form.get("note", "").strip() or None, form.get("discard") == "yes"
         if note is not None and len(note) > MOST_NOTE:
             raise Malformed(f"A note has {MOST_NOTE:,} characters at the most.")
@@ -280,7 +277,7 @@ class Page:
         return f"/page/errors/{error_id}?done=resolved"
 
     async def retry(self, request: web.Request, session: Session, _form: Mapping[str, str]) -> str:
-        message_id = _id(request)
+        message_id = id_of(request)
         await self._replay.retry(message_id, self._clock.now(), who=session.name or None)
         self._on_work()
         log.info("page.message_retried", message_id=message_id, who=session.name)
@@ -316,7 +313,7 @@ class Page:
     # Sessions
 
     async def ask_who(self, request: web.Request) -> web.Response:
-        wanted = _wanted(request.query.get("next", "/"))
+        wanted = page_of_ours(request.query.get("next", "/"))
         if not self._sessions.needs_token:
             self._this_machine.check(request)
         elif self._session(request) is not None:  # browsers keep a strict cookie back when a link leads here
@@ -327,8 +324,8 @@ class Page:
         self._check_origin(request)
         if not self._sessions.needs_token:
             self._this_machine.check(request)
-        form = await _form(request)
-        wanted, name, peer = _wanted(form.get("next", "/")), clean_name(form.get("name", "")), request.remote or ""
+        form = await read_form(request)
+        wanted, name, peer = page_of_ours(form.get("next", "/")), clean_name(form.get("name", "")), request.remote or ""
         if (wait := self._attempts.wait(peer)) > 0.0:
             trouble = f"Too many tries: the next one counts in {math.ceil(wait)} s."
             answer = self._sign_in_form(request, wanted=wanted, name=name, trouble=trouble, status=429)
@@ -412,7 +409,7 @@ class Page:
             session = self._session(request)
             if session is None:
                 raise Forbidden("Your session has ended: sign in and do it again.")
-            form = await _form(request)
+            form = await read_form(request)
             if not is_form_of(session, form.get("csrf", "")):
                 raise Forbidden("This form is of another session: go back, reload the page and do it again.")
             return _see_other(await do(request, session, form))
@@ -468,49 +465,6 @@ STATIC: Final[Mapping[str, str]] = {
 
 if TYPE_CHECKING:
     _Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-
-# Requests -------------------------------------------------------------------------------------------------------
-
-
-async def _form(request: web.Request) -> dict[str, str]:
-    """The fields of a form, each once (the last)."""
-    if request.content_type != "application/x-www-form-urlencoded":
-        raise UnsupportedMediaType("A form of this page is sent as application/x-www-form-urlencoded.")
-    body = await read_body(request)
-    try:
-        return dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=20, errors="strict"))
-    except ValueError:
-        raise Malformed("This is no form of this page.") from None
-
-
-def _wanted(path: str) -> str:
-    """Where to go after the sign-in: a page of ours and nowhere else."""
-    parts = urlsplit(path)
-    ours = not parts.scheme and not parts.netloc and (parts.path == "/" or parts.path.startswith("/page/"))
-    printable = path.isascii() and path.isprintable() and "\\" not in path and not path.startswith("//")
-    return path if ours and printable else "/"
-
-
-def _id(request: web.Request) -> int:
-    text = request.match_info["id"]
-    if not text.isascii() or not text.isdecimal() or len(text) > _MOST_DIGITS:
-        raise NotFound("There is nothing of this number.")
-    return int(text)
-
-
-def _text(request: web.Request, name: str) -> str | None:
-    return request.query.get(name, "").strip() or None
-
-
-def _word(request: web.Request, name: str, known: type[StrEnum]) -> str | None:
-    value = request.query.get(name)
-    return value if value in [one.value for one in known] else None
-
-
-def _slice(request: web.Request) -> Slice:
-    cursor = request.query.get("cursor", "")
-    return Slice(ROWS, int(cursor) if cursor.isascii() and cursor.isdecimal() and len(cursor) <= _MOST_DIGITS else None)
 
 
 def _see_other(to: str | URL) -> web.Response:
