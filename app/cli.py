@@ -27,7 +27,8 @@ from app.logs import configure_logs
 from app.model import ErrorKind, ErrorState, MessageKind, MessageState, SyncState
 from app.policy.budget import BudgetState
 from app.show import Shower
-from app.store.sqlite.store import SqliteReading, backup_progress, hold_lock, make_folder, open_reading, prepare
+from app.store.sqlite.opening import hold_lock, make_folder, open_reading, prepare
+from app.store.sqlite.store import SqliteReading, backup_progress
 from app.store.views import MAX_LIMIT, CheckReport, ErrorFilter, MessageFilter, RunFilter, Slice
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from app.policy.asking import Described, Identified, Listed
 from app.policy.delivery import Denied
 from app.policy.schema import schema_flaws
 from app.store.sqlite.examine import calls_since, examine, has_wal_reset_bug, is_written, sqlite_version
-from app.store.sqlite.store import open_reading
+from app.store.sqlite.opening import open_reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ from app.clock import SystemClock, iso
 from app.errors import NotFound, Problem, StoreLocked
 from app.pruning import Pruning
 from app.service import check_once, retention_rules
-from app.store.sqlite.store import open_store
+from app.store.sqlite.opening import open_store
 from app.store.views import CheckReport, ErrorView, MessageView, PruneReport
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from app.config import check_exposure
 from app.logs import get_logger
 from app.sandbox.embedded import embedded
 from app.service import running
-from app.store.sqlite.store import make_folder
+from app.store.sqlite.opening import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,7 +27,7 @@ from app.lookups import LookupLoop
 from app.meters import Meters
 from app.pruning import Pruning, RetentionRules
 from app.schema_watch import SchemaWatch
-from app.store.sqlite.store import open_store
+from app.store.sqlite.opening import open_store
 from app.sync import DESCRIBE, SyncLoop, SyncRules
 from app.web.application import make_application
 from app.web.edge import Edge, EdgeLimits

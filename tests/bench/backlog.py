@@ -31,7 +31,7 @@ from app.pruning import Pruning, RetentionRules
 from app.sandbox.wire import WireServer
 from app.store.sqlite import counting, delivery, intake, reading
 from app.store.sqlite.intake import When
-from app.store.sqlite.store import open_store, prepare
+from app.store.sqlite.opening import open_store, prepare
 from app.store.views import ErrorFilter, MessageFilter, RunFilter, Slice
 from tests.bench.frame import Options, Table, ratio
 from tests.support.harness import AIRTABLE_KEY, INTERNAL_TOKEN, make_airtable

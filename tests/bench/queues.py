@@ -24,7 +24,7 @@ from app.fields import Change
 from app.model import Kickoff, Update
 from app.policy.delivery import RetryRules, Written, settle
 from app.policy.harvest import HarvestRules
-from app.store.sqlite.store import open_store
+from app.store.sqlite.opening import open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -21,7 +21,7 @@ from app.model import Kickoff, Update
 from app.policy.delivery import RateLimited, RetryRules, Written
 from app.policy.pace import PauseRules
 from app.sandbox.hand_clock import HandClock
-from app.store.sqlite.store import open_store
+from app.store.sqlite.opening import open_store
 from app.sync import SyncLoop, SyncRules
 from tests.support.stores import HARVEST
 

@@ -19,7 +19,7 @@ import pytest
 from app.clock import SystemClock
 from app.sandbox.airtable_limits import NO_LIMITS
 from app.sandbox.wire import WireServer
-from app.store.sqlite.store import prepare
+from app.store.sqlite.opening import prepare
 from tests.support.disk import Disk, read_acts
 from tests.support.forks import forking
 from tests.support.harness import AIRTABLE_KEY, INTERNAL_TOKEN, WEBHOOK_SECRET, make_airtable

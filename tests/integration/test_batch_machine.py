@@ -40,11 +40,12 @@ from app.policy.harvest import (
 from app.policy.rollup import status_of
 from app.store.protocol import BatchStep, WebhookEvent
 from app.store.sqlite.batches import batch_of
-from app.store.sqlite.store import SqliteStore, open_store
+from app.store.sqlite.opening import open_store
 from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from app.policy.harvest import Batch, BatchEvent
+    from app.store.sqlite.store import SqliteStore
 
 RUN: Final = "job-client"
 RULES: Final = HarvestRules(max_concurrent_runs=2, poll_interval_seconds=60, look_after_seconds=60, settle_seconds=12)

@@ -34,7 +34,7 @@ from app.intake import BatchRequest, KickoffRequest, UpdateRequest
 from app.model import Duplicate, Held, Queued
 from app.sandbox.airtable_errors import ErrorForms, RateLimitForm, billing_limit_exceeded, forbidden, rate_limit_reached
 from app.sandbox.messages import WireResponse
-from app.store.sqlite.store import prepare
+from app.store.sqlite.opening import prepare
 from tests.support.examples import examples
 from tests.support.expected import Batch, Change, Run, Told
 from tests.support.world import LATE, LOST, SPOILED, World

@@ -13,7 +13,7 @@ import pytest
 from app.errors import StoreError
 from app.store.sqlite.connection import connect_writing
 from app.store.sqlite.migrate import Migration, migrate, migrations_directory, read_migrations
-from app.store.sqlite.store import open_reading, prepare
+from app.store.sqlite.opening import open_reading, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path

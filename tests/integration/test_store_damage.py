@@ -12,7 +12,7 @@ import pytest
 
 from app.errors import StoreError, StoreUnavailable
 from app.store.sqlite.examine import examine
-from app.store.sqlite.store import open_reading
+from app.store.sqlite.opening import open_reading
 from tests.support.stores import JOB, Desk, adding, open_desk
 
 if TYPE_CHECKING:

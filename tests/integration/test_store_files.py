@@ -24,7 +24,7 @@ from app.store.sqlite import (
     troubles,
     webhooks,
 )
-from app.store.sqlite.store import hold_lock, open_reading
+from app.store.sqlite.opening import hold_lock, open_reading
 from app.store.views import DecisionFilter, ErrorFilter, MessageFilter, RunFilter, Slice
 from tests.support.stores import JOB, Desk, adding, kickoff, later, open_desk, setting
 
@@ -45,7 +45,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 OPEN_FOR_WRITING = """
 import asyncio, pathlib, sys
-from app.store.sqlite.store import hold_lock
+from app.store.sqlite.opening import hold_lock
 try:
     with hold_lock(pathlib.Path(sys.argv[1])):
         print("held", flush=True)

@@ -22,7 +22,7 @@ from app.intake import Intake
 from app.lookups import LookupLoop
 from app.meters import Meters
 from app.sandbox.airtable_limits import NO_LIMITS
-from app.store.sqlite.store import open_store
+from app.store.sqlite.opening import open_store
 from app.sync import SyncLoop, SyncRules
 from tests.support.harness import AIRTABLE_KEY, make_airtable, make_settings
 from tests.support.stores import HARVEST

@@ -14,7 +14,7 @@ from app.fields import Change
 from app.model import Idempotency, Kickoff, Queued, Update
 from app.policy.delivery import Claim, RetryRules, Written, settle
 from app.policy.harvest import HarvestRules
-from app.store.sqlite.store import open_store
+from app.store.sqlite.opening import open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

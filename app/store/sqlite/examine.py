@@ -12,7 +12,7 @@ from app.errors import StoreError, StoreLocked
 from app.store.sqlite.connection import connect_reading
 from app.store.sqlite.files import refuse_losses
 from app.store.sqlite.migrate import migrations_directory, missing_migrations, read_migrations
-from app.store.sqlite.store import QUICK_CHECK, hold_lock
+from app.store.sqlite.opening import QUICK_CHECK, hold_lock
 
 if TYPE_CHECKING:
     from datetime import datetime
