@@ -22,7 +22,7 @@ from aiohttp import web
 
 from app.errors import Malformed, Overloaded, Problem
 from app.logs import get_logger
-from app.web.problems import problem_answer
+from app.web.problems import OURS, problem_answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -154,7 +154,7 @@ class Edge:
         request_id = self._new_id()
         if status >= web.HTTPInternalServerError.status_code:
             log.error("http.failed", request_id=request_id, exc_info=error)
-            problem = Problem("An error of ours: it is in the log under this request id.")
+            problem = Problem(OURS)
         else:
             said = _QUOTED.split(reason or "it is not HTTP", maxsplit=1)[0].strip()
             log.info("http.refused", request_id=request_id, status=status, reason=type(error).__name__)

@@ -34,6 +34,8 @@ log = get_logger(__name__)
 CONTENT_TYPE: Final = "application/problem+json"
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 REQUEST_ID_HEADER: Final = "X-Request-ID"
+#: For what nobody foresaw. It says nothing of what was stored: that may have been done before it failed.
+OURS: Final = "An error of ours: it is in the log under this request id."
 
 
 def problem_answer(problem: Problem, request_id: str) -> web.Response:
@@ -69,9 +71,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return answer
     except Exception:
         log.exception("http.failed", path=request.path, method=request.method)
-        return problem_answer(
-            Problem("An error of ours: it is in the log under this request id. Nothing was stored."), request_id
-        )
+        return problem_answer(Problem(OURS), request_id)
 
 
 def _from_aiohttp(error: web.HTTPException) -> Problem:
