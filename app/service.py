@@ -370,9 +370,10 @@ async def _serving(
     )
     health = Health(
         store.check,
-        lambda: service.sync.trouble or service.sync.shortage,
-        lambda: service.schema.troubles if sources.watch_schema else (),
-        lambda: service.stopping,
+        sources.clock,
+        sync_trouble=lambda: service.sync.trouble or service.sync.shortage,
+        schema_troubles=lambda: service.schema.troubles if sources.watch_schema else (),
+        is_stopping=lambda: service.stopping,
     )
     metrics = Metrics(store.counts, lambda: _loop_state(service), meters, sources.clock, internal=internal)
     page = Page(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
+import sqlite3
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +13,16 @@ import pytest
 
 from app.config import Secrets
 from app.errors import ConfigError
+from app.sandbox.hand_clock import HandClock
 from app.service import running
-from tests.support.harness import INTERNAL_TOKEN, WEBHOOK_SECRET, Harness, sample
+from app.web.contract import OPERATIONS, Access
+from app.web.health import STORE_CHECK_SECONDS
+from tests.support.harness import INTERNAL_TOKEN, WEBHOOK_SECRET, Harness, harness, sample
 from tests.support.watching import raw_request, rows, send_raw
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from app.config import ServerSettings
 
@@ -34,21 +41,14 @@ async def tokenless(house: Harness) -> AsyncIterator[Harness]:
 
 
 GUARDED = [
-    ("POST", "/runs"),
-    ("GET", "/runs"),
-    ("GET", "/runs/x"),
-    ("PATCH", "/runs/x"),
-    ("GET", "/errors"),
-    ("POST", "/errors/1/resolve"),
-    ("GET", "/outbox"),
-    ("POST", "/outbox/1/retry"),
-    ("POST", "/outbox/retry"),
-    ("GET", "/stats"),
-    ("POST", "/webhooks/apify"),
+    (one.method, one.path.replace("{run_id}", "x").replace("{id}", "1"))
+    for one in OPERATIONS
+    if one.access is not Access.OPEN
 ]
 
 
 async def test_every_guarded_call_refuses_a_missing_and_a_wrong_token(served: Harness) -> None:
+    assert len(GUARDED) == len(OPERATIONS) - 4, "open are /healthz, /readyz, /openapi.json and /docs"
     other = {"/webhooks/apify": INTERNAL_TOKEN}
     for method, path in GUARDED:
         right = WEBHOOK_SECRET if path.startswith("/webhooks") else INTERNAL_TOKEN
@@ -103,6 +103,27 @@ async def test_no_secret_is_taken_from_a_url(served: Harness) -> None:
 async def test_health_is_open(served: Harness) -> None:
     for path in ("/healthz", "/readyz"):
         assert (await served.call("GET", path, token=None)).status == 200
+
+
+async def test_who_asks_for_readiness_cannot_make_the_store_commit_at_will(tmp_path: Path) -> None:
+    """It proves itself by a commit, and asks for no token: once a second, however many ask."""
+    clock = HandClock()
+    async with harness(tmp_path, clock=clock) as house, house.running():
+        with contextlib.closing(sqlite3.connect(house.store_path)) as connection:
+
+            def commits() -> int:
+                """Another number whenever somebody else has committed."""
+                version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+                return version
+
+            seen = {commits()}
+            for _ in range(3):
+                clock.pass_time(STORE_CHECK_SECONDS)
+                for _ in range(3):
+                    answers = await asyncio.gather(*(house.call("GET", "/readyz", token=None) for _ in range(5)))
+                    assert [answer.status for answer in answers] == [200] * 5
+                    seen.add(commits())
+            assert len(seen) == 1 + 3
 
 
 async def test_every_token_is_compared_in_constant_time(house: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
