@@ -199,7 +199,8 @@ async def test_the_views_say_what_the_answers_say(busy: Desk) -> None:
     ]
 
 
-async def test_an_error_counts_what_it_holds_itself_in_views_and_answers(desk: Desk) -> None:
+async def test_an_open_error_counts_all_that_waits_for_its_run_in_views_and_answers(desk: Desk) -> None:
+    """What an earlier error held, closed by hand, follows a kickoff as well."""
     first = await desk.store.accept_update(adding(RUN, posts_harvested=1), later(0))
     assert isinstance(first, Held)
     await desk.store.resolve_error(first.error.id, note=None, discard=False, at=later(1))
@@ -207,5 +208,5 @@ async def test_an_error_counts_what_it_holds_itself_in_views_and_answers(desk: D
     assert isinstance(second, Held)
     error = await desk.store.error(second.error.id)
     assert error is not None
-    assert error.updates_held == 1
-    assert desk.rows("SELECT error_id, updates_held FROM missing_records") == [(second.error.id, 1)]
+    assert error.updates_held == 2
+    assert desk.rows("SELECT error_id, updates_held FROM missing_records") == [(second.error.id, 2)]
