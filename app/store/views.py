@@ -285,10 +285,10 @@ class PruneReport:
     `free_bytes` is the space that is now free inside the store's file: later rows fill it before the file grows.
     """
 
-    started_at: str
-    finished_at: str
-    delivered_before: str | None
-    keys_before: str | None
+    started_at: Time
+    finished_at: Time
+    delivered_before: Time | None
+    keys_before: Time | None
     messages: int
     calls: int
     webhook_bodies: int

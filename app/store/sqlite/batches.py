@@ -32,11 +32,12 @@ def batches_of(connection: sqlite3.Connection, run_id: str) -> list[Batch]:
     return [batch_of(row) for row in connection.execute(BATCHES_OF_RUN, (run_id,))]
 
 
-def move_batch(connection: sqlite3.Connection, moved: Batch, known: Sequence[str], when: When) -> int | None:
-    """Write a batch's next state, and queue what it changes in its run; the message's id, if there is one."""
+def move_batch(connection: sqlite3.Connection, moved: Batch, known: Sequence[str], when: When) -> None:
+    """Write a batch's next state, and queue what it changes in its run."""
     before = batches_of(connection, moved.run_id)
     connection.execute(UPDATE_BATCH, asdict(moved))
     now = [moved if one.id == moved.id else one for one in before]
     status_by = connection.execute(SELECT_STATUS_BY, (moved.run_id,)).fetchone()["status_by"]
     change = run_change(before, now, known=known, status_is_ours=status_by == "batches")
-    return change_run(connection, moved.run_id, change, Source.HARVEST, when) if change.names() else None
+    if change.names():
+        change_run(connection, moved.run_id, change, Source.HARVEST, when)

@@ -12,7 +12,7 @@ from app.errors import StoreError, StoreLocked
 from app.store.sqlite.connection import connect_reading
 from app.store.sqlite.files import refuse_losses
 from app.store.sqlite.migrate import migrations_directory, missing_migrations, read_migrations
-from app.store.sqlite.opening import QUICK_CHECK, hold_lock
+from app.store.sqlite.opening import damage_of, hold_lock
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -41,9 +41,8 @@ def examine(path: Path) -> StoreSeen:
     try:
         refuse_losses(path)
         with contextlib.closing(connect_reading(path)) as connection:
-            found = [str(row[0]) for row in connection.execute(QUICK_CHECK)]
-            if found != ["ok"]:
-                return StoreSeen(damage="; ".join(found))
+            if damage := damage_of(connection):
+                return StoreSeen(damage=damage)
             migrations = read_migrations(migrations_directory())
             missing = missing_migrations(connection, migrations)
     except sqlite3.Error as error:

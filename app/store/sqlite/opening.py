@@ -82,20 +82,19 @@ def prepare(path: Path, at: datetime) -> list[str]:
             connect = connect_reading if wal_of(path.resolve()).exists() else connect_alone
             with contextlib.closing(connect(path)) as connection:
                 missing_migrations(connection, migrations)
-                if path.stat().st_size <= LARGEST_READ_AT_START:
-                    refuse_damage(path, connection)
+                if path.stat().st_size <= LARGEST_READ_AT_START and (damage := damage_of(connection)):
+                    raise StoreError(
+                        f"{path} is damaged ({damage}): restore a backup, or save what can be read with the sqlite3 "
+                        "shell's .recover"
+                    )
         with contextlib.closing(connect_writing(path)) as connection:
             return migrate(connection, migrations, at)
 
 
-def refuse_damage(path: Path, connection: sqlite3.Connection) -> None:
-    """Read all of the database. Raises `StoreError` with what is broken."""
+def damage_of(connection: sqlite3.Connection) -> str | None:
+    """What is broken in the database, all of which is read."""
     found = [str(row[0]) for row in connection.execute(QUICK_CHECK)]
-    if found != ["ok"]:
-        raise StoreError(
-            f"{path} is damaged ({'; '.join(found)}): restore a backup, or save what can be read with the sqlite3 "
-            "shell's .recover"
-        )
+    return None if found == ["ok"] else "; ".join(found)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from app.model import ErrorKind, OpenError, WebhookOutcome, WebhookTaken
 from app.policy.harvest import ActorRun, Batch, Report, reported
 from app.store.protocol import WebhookEvent
 from app.store.sqlite.batches import SELECT_BATCH, batch_of, batches_of, move_batch
-from app.store.sqlite.intake import When, open_missing_record
+from app.store.sqlite.intake import COUNT_ERROR, When, open_missing_record
 
 if TYPE_CHECKING:
     import sqlite3
@@ -126,7 +126,6 @@ def _keep(
 # Held webhooks --------------------------------------------------------------------------------------------------
 
 SELECT_UNMATCHED = "SELECT * FROM errors WHERE kind = 'unmatched_webhook' AND state = 'open' AND cause = ?"
-COUNT_UNMATCHED = "UPDATE errors SET count = count + 1, last_at = ? WHERE id = ?"
 INSERT_UNMATCHED = """
 INSERT INTO errors (kind, run_id, message, cause, first_at, last_at) VALUES ('unmatched_webhook', ?, ?, ?, ?, ?)
 """
@@ -139,7 +138,7 @@ def _open_error(connection: sqlite3.Connection, event: WebhookEvent, report: Rep
     cause = f"Apify run {report.run.id}"
     known = connection.execute(SELECT_UNMATCHED, (cause,)).fetchone()
     if known is not None:
-        connection.execute(COUNT_UNMATCHED, (when.at, known["id"]))
+        connection.execute(COUNT_ERROR, (when.at, known["id"]))
         return OpenError(known["id"], ErrorKind.UNMATCHED_WEBHOOK, known["message"], (), known["count"] + 1)
     message = f"A webhook of Apify run {report.run.id} belongs to no batch: it is held until one is that run"
     error = connection.execute(INSERT_UNMATCHED, (event.run_id, message, cause, when.at, when.at))
