@@ -291,14 +291,16 @@ async def _follow(bar: Progress, task: TaskID, look: Callable[[], Awaitable[HowF
 
 
 def _what(error: ErrorView) -> str:
-    """What is wrong, since when, what waits for it, and how it ended."""
+    """What was said, what it means, since when, what waits for it, and how it ended."""
     times = "once" if error.count == 1 else f"{error.count} times"
     held = f", holds {error.updates_held}" if error.updates_held else ""
-    parts = [error.cause or error.message, f"{times} since {error.first_at}{held}"]
+    parts = [one for one in (error.cause, error.message, f"{times} since {error.first_at}{held}") if one]
     if len(error.similar_runs) > 1:
         parts.append(f"or was it {', '.join(error.similar_runs[1:])}?")
     if error.resolution:
         parts.append(f"{error.resolution} at {error.resolved_at}" + (f": {error.note}" if error.note else ""))
+    elif error.note:
+        parts.append(error.note)
     return "\n".join(parts)
 
 

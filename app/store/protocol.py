@@ -250,7 +250,7 @@ class Missing(Protocol):
     """Looking for runs that nobody kicked off here."""
 
     async def due_looks(self, at: datetime, limit: int) -> Sequence[str]:
-        """Missing run ids whose look is due, longest due first."""
+        """Missing run ids whose look is due, longest due first, with those due soon; none before one is due."""
         ...
 
     async def next_look_due(self) -> datetime | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.sandbox.airtable_limits import NO_LIMITS
-from app.sandbox.faults import odd_body
+from app.sandbox.faults import odd_body, slow
 from tests.support.checking import EVERY_TYPE, causes, check, errors, found, record_id
 from tests.support.harness import Harness, harness
 from tests.support.watching import meddle, rows
@@ -45,6 +45,15 @@ async def test_what_never_arrived_has_not_drifted_and_all_else_is_compared(serve
     assert (cells["Total Posts Harvested"], cells["Status"]) == (5, "Completed")
     assert rows(served.store_path, "SELECT sync FROM runs") == [("failed",)]
     assert errors(served)[1] == ("drift", GUY, "resolved", "repaired")
+
+
+async def test_a_run_with_something_set_aside_counts_as_failed_while_its_repair_is_on_its_way(served: Harness) -> None:
+    served.airtable.edit(record_id(served, GUY), {"Total Posts Harvested": 99})
+    served.airtable_server.faults.add(slow(0.5), method="PATCH")
+    assert (await check(served, "drift"))["repaired"] == 1
+    assert rows(served.store_path, "SELECT sync, due_at IS NOT NULL FROM runs") == [("failed", 1)]
+    await served.synced()
+    assert rows(served.store_path, "SELECT sync, due_at IS NOT NULL FROM runs") == [("failed", 0)]
 
 
 async def test_a_deleted_or_doubled_record_of_a_run_with_a_dead_message_is_found(served: Harness) -> None:

@@ -106,6 +106,30 @@ async def test_a_deletion_ends_when_the_record_is_seen_again_and_what_died_is_re
     assert len(served.airtable.records()) == 1
 
 
+@pytest.mark.parametrize("seen_by", ["a check", "a delivery"])
+async def test_that_a_lost_record_is_there_again_is_said_until_it_is_lost_anew(served: Harness, seen_by: str) -> None:
+    note = "SELECT note FROM errors"
+    gone = await delete(served)
+    restore(served, gone)
+    if seen_by == "a check":
+        await check(served)
+    else:
+        await add_posts(served, 3)
+    (told,) = rows(served.store_path, note)
+    assert str(told[0]).startswith("its record is there again: 'outbox retry --kind record_deleted'")
+    served.airtable.delete(gone.id)
+    if seen_by == "a check":
+        await check(served)
+    else:
+        await add_posts(served, 4)
+    assert rows(served.store_path, note) == [(None,)]
+    restore(served, gone)
+    await check(served)
+    assert rows(served.store_path, note) == [told]
+    await retry(served)
+    assert errors(served) == [("record_deleted", GUY, "resolved", "replayed")]
+
+
 async def test_a_deletion_that_only_a_check_met_ends_with_any_delivery(served: Harness) -> None:
     gone = delete_record(served)
     await check(served)
@@ -281,6 +305,21 @@ async def test_a_duplicate_that_a_look_met_ends_with_the_create_that_finds_one(s
     assert [row[2:] for row in errors(served)] == [("resolved", "created_late"), ("resolved", "no_longer_seen")]
     assert "the create found one: rec" in str(rows(served.store_path, "SELECT note FROM errors"))
     assert served.records()[DEAN]["Total Posts Harvested"] == 3
+
+
+async def test_a_duplicate_that_a_look_met_is_closed_with_the_missing_run(served: Harness) -> None:
+    for _ in range(2):
+        served.airtable.insert({"Run ID": DEAN})
+    await served.call("PATCH", f"/runs/{DEAN}", {"add": {"posts_harvested": 3}})
+    await until(lambda: ("duplicate_record", DEAN, "open", None) in errors(served))
+    assert (await served.call("POST", "/errors/1/resolve", {"note": "nobody needs it"})).status == 200
+    assert errors(served) == [
+        ("missing_record", DEAN, "resolved", "by_hand"),
+        ("duplicate_record", DEAN, "resolved", "by_hand"),
+    ]
+    assert "closed with error 1: the run is not looked for any more" in str(
+        rows(served.store_path, "SELECT note FROM errors")
+    )
 
 
 async def test_a_duplicate_that_a_look_met_ends_when_a_later_look_finds_none(tmp_path: Path) -> None:

@@ -139,6 +139,18 @@ async def test_a_look_asks_for_many_ids_at_once_and_pauses_longer_each_time(
     assert slow_house.records() == {}
 
 
+async def test_what_goes_missing_within_a_second_is_looked_for_in_one_call(
+    slow_house: Harness, clock: HandClock
+) -> None:
+    async with slow_house.running():
+        for number in range(5):
+            clock.pass_time(0.15)
+            await slow_house.call("PATCH", f"/runs/251007-070457-Nobody-{number}", {"add": {"posts_scored": 1}})
+        looked = "SELECT count(*) FROM errors WHERE looks = 1"
+        await let_time_pass(clock, lambda: rows(slow_house.store_path, looked) == [(5,)])
+        assert looks(slow_house) == 1
+
+
 async def test_two_records_are_a_duplicate_until_a_person_leaves_one(slow_house: Harness, clock: HandClock) -> None:
     slow_house.airtable.insert(BY_HAND)
     second = slow_house.airtable.insert(BY_HAND)

@@ -15,7 +15,7 @@ from app.fields import RUN_ID, load_fold
 from app.model import ErrorKind, Resolution
 from app.policy.delivery import SET_ASIDE_MESSAGES
 from app.store.protocol import CheckOutcome, Delivered, Doubt
-from app.store.sqlite.troubles import UNSETTLED
+from app.store.sqlite.troubles import HAS_DEAD, THERE_AGAIN, UNSETTLED
 from app.store.views import CheckFinding, CheckSummary, HowFar
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ UPDATE check_findings SET error_id = CASE kind
 WHERE error_id IS NULL
 """
 COUNT_AGAIN = """
-UPDATE errors SET count = count + 1, last_at = :at, cause = f.cause
+UPDATE errors SET count = count + 1, last_at = :at, cause = f.cause, note = nullif(note, :there_again)
 FROM check_findings AS f WHERE errors.id = f.error_id
 """
 OPEN_NEW = """
@@ -210,6 +210,12 @@ WHERE state = 'open' AND kind IN ('unknown_record', 'drift', 'record_deleted', '
         ELSE EXISTS (SELECT 1 FROM runs AS r WHERE r.run_id = errors.run_id AND {ASKED} AND {QUIET}) AND NOT {UNSETTLED}
     END
 """
+# A deleted record that is there again, while what died meanwhile waits for a person.
+NOTE_THERE_AGAIN = f"""
+UPDATE errors SET note = :there_again
+WHERE state = 'open' AND kind = 'record_deleted' AND id NOT IN (SELECT error_id FROM check_findings) AND {HAS_DEAD}
+    AND EXISTS (SELECT 1 FROM runs AS r WHERE r.run_id = errors.run_id AND {ASKED} AND {SEEN} AND {QUIET})
+"""
 COUNT_KINDS = "SELECT kind, count(*) AS n FROM check_findings GROUP BY kind ORDER BY kind"
 SELECT_DETAILS = f"""
 SELECT e.id AS error_id, f.kind, f.run_id, f.record_id, f.cause, e.first_at, e.count = 1 AS is_new
@@ -225,10 +231,11 @@ def finish(connection: sqlite3.Connection, scope: CheckScope, *, repair: bool, a
         connection.execute(find, known)
     now = {"at": iso(at)}
     connection.execute(RECOGNISE)
-    connection.execute(COUNT_AGAIN, now)
+    connection.execute(COUNT_AGAIN, {**now, "there_again": THERE_AGAIN})
     opened = connection.execute(OPEN_NEW, now).rowcount
     connection.execute(RECOGNISE)
     resolved = connection.execute(RESOLVE_GONE, {**now, **_times(scope), "whole": scope.whole}).rowcount
+    connection.execute(NOTE_THERE_AGAIN, {**_times(scope), "there_again": THERE_AGAIN})
     return CheckOutcome(
         found={row["kind"]: row["n"] for row in connection.execute(COUNT_KINDS)},
         findings=[_finding(row) for row in connection.execute(SELECT_DETAILS)],

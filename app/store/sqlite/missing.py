@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from app.store.protocol import Adoption
     from app.store.sqlite.intake import When
 
-SELECT_DUE_LOOKS = "SELECT run_id FROM errors WHERE look_due_at <= ? ORDER BY look_due_at, id LIMIT ?"
+#: A call that leaves anyway takes along what is due this soon after.
+_COMPANY: Final = timedelta(seconds=1)
+
+SELECT_DUE_LOOKS = """
+SELECT run_id, look_due_at FROM errors WHERE look_due_at <= ? ORDER BY look_due_at, id LIMIT ?
+"""
 SELECT_NEXT_LOOK = """
 SELECT min(due_at) FROM (
     SELECT min(look_due_at) AS due_at FROM errors WHERE look_due_at IS NOT NULL
@@ -41,7 +46,8 @@ SELECT min(due_at) FROM (
 
 
 def due_looks(connection: sqlite3.Connection, at: datetime, limit: int) -> list[str]:
-    return [row["run_id"] for row in connection.execute(SELECT_DUE_LOOKS, (iso(at), limit))]
+    rows = connection.execute(SELECT_DUE_LOOKS, (iso(at + _COMPANY), limit)).fetchall()
+    return [row["run_id"] for row in rows] if rows and rows[0]["look_due_at"] <= iso(at) else []
 
 
 def next_look_due(connection: sqlite3.Connection) -> str | None:

@@ -118,6 +118,13 @@ DISCARD_UPDATES = """
 UPDATE held_updates SET state = 'discarded', settled_at = :at
 WHERE state = 'held' AND run_id = (SELECT run_id FROM errors WHERE id = :error_id AND kind = 'missing_record')
 """
+# Several records of a missing run are an error as long as the run is looked for.
+CLOSE_DUPLICATE = f"""
+UPDATE errors SET state = 'resolved', resolved_at = :at, resolution = '{Resolution.BY_HAND}',
+    note = 'closed with error ' || :error_id || ': the run is not looked for any more'
+WHERE kind = '{ErrorKind.DUPLICATE_RECORD}' AND state = 'open'
+    AND run_id = (SELECT run_id FROM errors WHERE id = :error_id AND kind = '{ErrorKind.MISSING_RECORD}')
+"""
 DISCARD_WEBHOOKS = """
 UPDATE webhook_events SET outcome = 'ignored', detail = 'discarded with its error'
 WHERE error_id = ? AND outcome = 'held'
@@ -139,6 +146,7 @@ def resolve_error(
     if error["state"] != "open":
         raise Conflict(f"error {error_id} is resolved already")
     connection.execute(RESOLVE, (iso(at), Resolution.BY_HAND, note, error_id))
+    connection.execute(CLOSE_DUPLICATE, {"at": iso(at), "error_id": error_id})
     if discard:
         connection.execute(DISCARD_UPDATES, {"at": iso(at), "error_id": error_id})
         connection.execute(DISCARD_WEBHOOKS, (error_id,))
