@@ -5,6 +5,7 @@ People at a terminal get coloured lines, machines get one JSON object a line.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from typing import TYPE_CHECKING, Final
@@ -49,6 +50,16 @@ class Redaction:
         return self.text(str(value))
 
 
+class _Lines(structlog.WriteLogger):
+    """Loses a line that standard error does not take (a full disk, a reader that went away): the work goes on."""
+
+    def msg(self, message: str) -> None:
+        with contextlib.suppress(OSError):
+            super().msg(message)
+
+    debug = info = warning = error = critical = msg
+
+
 def configure_logs(secrets: Sequence[str], *, for_people: bool | None = None, quiet: bool = False) -> None:
     """Send our events and the libraries' to standard error in one form; `quiet` keeps all but the fatal ones back.
 
@@ -69,9 +80,10 @@ def configure_logs(secrets: Sequence[str], *, for_people: bool | None = None, qu
         if for_people
         else structlog.processors.JSONRenderer(ensure_ascii=False),
     ]
+    lines = _Lines(sys.stderr)
     structlog.configure(
         processors=[*named, *written],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda *_names: lines,
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL if quiet else logging.INFO),
         cache_logger_on_first_use=False,
     )

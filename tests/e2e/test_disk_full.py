@@ -54,10 +54,10 @@ class SmallDisk:
 
 
 class FileLimit:
-    """The process may let no file grow any more: what a quota looks like, and needs no privilege to be played."""
+    """The process may let no file grow beyond the WAL, its log neither: what a quota looks like, without privileges."""
 
     def take(self, service: Fork) -> None:
-        size = max(file.stat().st_size for file in service.log.parent.glob("runs.db*"))
+        size = (service.log.parent / "runs.db-wal").stat().st_size
         _, hard = resource.prlimit(service.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (size, hard))
 
@@ -68,7 +68,7 @@ class FileLimit:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[SmallDisk]:
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -186,6 +186,9 @@ async def test_start_and_acceptance_do_not_wait_for_the_look(watched: Harness) -
 
 async def test_it_is_not_ready_before_the_first_look_has_an_answer(watched: Harness) -> None:
     watched.airtable_server.faults.add(hung(), path_contains=META)
+    watched.settings = watched.settings.model_copy(
+        update={"airtable": watched.settings.airtable.model_copy(update={"timeout_seconds": 0.5})}
+    )
     async with watched.running():
         await watched.airtable_server.wait_for(lambda _: len(looks(watched)) == 1)
         said = (await ready_or_not(watched)).json()

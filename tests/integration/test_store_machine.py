@@ -112,7 +112,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.now = AT
         self.base = Base()
         self.runs: dict[str, Expected] = {}
-        self.held: dict[str, list[tuple[int, Change]]] = defaultdict(list)
+        self.held: dict[str, list[Change]] = defaultdict(list)
         self.open_errors: dict[str, tuple[int, int]] = {}
         self.in_flight: list[Claim] = []
         self.keys = 0
@@ -151,7 +151,7 @@ class StoreMachine(RuleBasedStateMachine):
         run = Expected({"run_id": run_id, "client_id": client, "client_name": client})
         held = self.held.pop(run_id, [])
         assert created.held_applied == len(held)
-        for _, change in held:
+        for change in held:
             run.apply(change)
         self.runs[run_id] = run
         self.open_errors.pop(run_id, None)
@@ -169,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert isinstance(outcome, Held)
             _, times = self.open_errors.get(run_id, (0, 0))
             self.open_errors[run_id] = (outcome.error.id, times + 1)
-            self.held[run_id].append((outcome.error.id, change))
+            self.held[run_id].append(change)
         if twice:
             assert self.wait_for(self.desk.store.accept_update(update, self.now)) == Duplicate(run_id)
 
@@ -238,7 +238,7 @@ class StoreMachine(RuleBasedStateMachine):
         error_id, _ = self.open_errors.pop(run_id)
         self.wait_for(self.desk.store.resolve_error(error_id, note=None, discard=discard, at=self.now))
         if discard:
-            self.held[run_id] = [one for one in self.held[run_id] if one[0] != error_id]
+            self.held[run_id] = []  # what an error of the same run held, which was resolved before it, too
 
     # What always holds
 

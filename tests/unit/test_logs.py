@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +58,15 @@ def test_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixture[str]
     logging.getLogger("some.library").info("chatter")
     logging.getLogger("some.library").warning("trouble with %s", "that")
     assert [line["event"] for line in written(capsys)] == ["trouble with that"]
+
+
+def test_a_line_that_nobody_takes_is_lost_and_the_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("w", buffering=1, encoding="utf-8")  # noqa: SIM115 - what it holds can never be written
+    monkeypatch.setattr("sys.stderr", full)
+    configure_logs([], for_people=False)
+    get_logger("app.test").error("thing.done")
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 def test_quiet_keeps_ours_back(capsys: pytest.CaptureFixture[str]) -> None:
