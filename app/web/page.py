@@ -223,17 +223,25 @@ class Page:
         if error is None:
             raise NotFound("There is no error of this number.")
         decisions = await self._reading.decisions(DecisionFilter(error_id=error.id), Slice(ROWS))
-        return self._html(request, session, "error.html", error=error, decisions=decisions.rows, most_note=MOST_NOTE)
+        return self._html(
+            request,
+            session,
+            "error.html",
+            error=error,
+            has_run=error.run_id is not None and await self._reading.run(error.run_id) is not None,
+            decisions=decisions.rows,
+            most_note=MOST_NOTE,
+        )
 
     async def outbox(self, request: web.Request, session: Session) -> web.Response:
         chosen = MessageFilter(
             state=word_of(request, "state", MessageState),
             kind=word_of(request, "kind", MessageKind),
             run_id=text_of(request, "run_id"),
-            undelivered="state" not in request.query,
+            undelivered=not request.query.get("state"),
         )
         page = await self._reading.messages(chosen, slice_of(request))
-        kept = {"state": request.query.get("state"), "kind": chosen.kind, "run_id": chosen.run_id}
+        kept = {"state": request.query.get("state") or None, "kind": chosen.kind, "run_id": chosen.run_id}
         return self._html(
             request,
             session,

@@ -43,12 +43,12 @@ _ERRORS: Final[Mapping[str, tuple[str, str, str]]] = {
     "missing_record": (
         "{} run is missing: its kickoff did not create a record",
         "{} runs are missing: their kickoff did not create a record",
-        "Its updates are held. See what was probably meant, and send the kickoff.",
+        "The updates are held. See what was probably meant, and send the kickoff.",
     ),
     "unmatched_webhook": (
         "{} webhook of Apify belongs to no known run",
         "{} webhooks of Apify belong to no known run",
-        "It is held until its batch is known.",
+        "Held until the batch is known.",
     ),
     "duplicate_record": (
         "{} run has more than one record in Airtable",
@@ -63,17 +63,17 @@ _ERRORS: Final[Mapping[str, tuple[str, str, str]]] = {
     "record_deleted": (
         "{} record was deleted in Airtable",
         "{} records were deleted in Airtable",
-        "Restore it from Airtable's trash, or resolve the error.",
+        "Restore from Airtable's trash, or resolve the error.",
     ),
     "drift": (
         "{} record differs from what was delivered",
         "{} records differ from what was delivered",
-        "Somebody changed it in Airtable: deliver again, or resolve.",
+        "Changed in Airtable by somebody: deliver again, or resolve.",
     ),
     "unknown_record": (
         "{} record in Airtable belongs to no known run",
         "{} records in Airtable belong to no known run",
-        "Somebody made it by hand.",
+        "Made by hand, or by another program.",
     ),
 }
 
@@ -101,7 +101,7 @@ def _of_errors(counts: Counts) -> Iterator[Concern]:
 def _of_messages(counts: Counts) -> Iterator[Concern]:
     if counts.dead:
         text = "1 message was set aside" if counts.dead == 1 else f"{counts.dead:,} messages were set aside"
-        yield Concern(text, "It is not sent again until somebody retries it.", "/page/outbox?state=dead")
+        yield Concern(text, "Not sent again until somebody retries.", "/page/outbox?state=dead")
     if (counts.oldest_pending_seconds or 0.0) > LONG_WAIT_SECONDS:
         yield Concern(
             f"a message has waited for more than {LONG_WAIT_SECONDS / 60:.0f} minutes",

@@ -276,6 +276,8 @@ async def test_what_is_done_is_kept_with_who_and_when(troubled: Harness) -> None
     shown = (await one.get(answer.headers["Location"])).text
     assert "Ana &lt;b&gt;" in shown
     assert "it was &lt;script&gt;renamed&lt;/script&gt;" in shown
+    assert "/page/runs/nobody" not in shown  # which is still no run
+    assert f"/page/runs/{RUN}" in (await one.get("/page/errors/1")).text
     again = await one.post("/page/errors/2/resolve", {"csrf": csrf})
     assert (again.status, "resolved already" in again.text) == (409, True)
     answer = await one.post("/page/outbox/1/retry", {"csrf": csrf})
@@ -305,6 +307,20 @@ async def test_all_of_one_kind_is_retried_and_what_is_resolved_stays_held_unless
     await one.post("/page/errors/2/resolve", {"csrf": csrf, "discard": "no"})
     assert rows(troubled.store_path, "SELECT state FROM held_updates") == [("held",)]
     assert rows(troubled.store_path, "SELECT action, who FROM decisions") == [("retry", "Ana"), ("resolve", "Ana")]
+
+
+async def test_the_outbox_says_which_messages_it_shows_and_keeps_to_them(troubled: Harness) -> None:
+    one = Visitor(troubled)
+    await one.sign_in()
+    for path in ("/page/outbox", "/page/outbox?state=&kind=create"):
+        assert "What is not in Airtable yet" in (await one.get(path)).text, path
+    await troubled.call("POST", "/outbox/retry", {})
+    await troubled.synced()
+    assert "1, create" not in (await one.get("/page/outbox?state=&kind=create")).text
+    shown = (await one.get("/page/outbox?state=any&kind=create&cursor=99")).text
+    assert "1, create" in shown
+    assert '<option value="any" selected>' in shown
+    assert "/page/outbox?state=any&amp;kind=create" in shown  # the link to the newest is of the same choice
 
 
 async def test_what_a_call_does_is_kept_without_a_name(troubled: Harness) -> None:
