@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import socket
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import aiohttp
 
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
     Process: TypeAlias = asyncio.subprocess.Process | Spawned
 
 
+#: Below what systems give to who asks for any port (Linux from 32768 on, others from 49152).
+_PORTS: Final = range(10_000, 32_000)
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A port that stays free while its service is down: no server or connection is given it for want of another."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def environment(folder: Path, port: int, **more: str) -> dict[str, str]:
