@@ -91,6 +91,9 @@ class Denied:
     cause: str
 
 
+_GATEWAYS: Final = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+
+
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """No answer, a 5xx, or an answer that makes no sense: it may have been written or not."""
@@ -98,6 +101,11 @@ class Unknown:
     cause: str
     status: int | None = None
     retry_after: float | None = None
+
+    @property
+    def is_outage(self) -> bool:
+        """No answer that can be read, or a gateway's: no record is to blame, each would have met the same."""
+        return self.status is None or self.status in _GATEWAYS
 
 
 Answer: TypeAlias = Written | Refused | RateLimited | QuotaExhausted | Denied | Unknown
@@ -240,10 +248,13 @@ def _not_tried(run: ClaimedRun, at: datetime) -> RunSettlement:
 
 
 def _unknown(run: ClaimedRun, answer: Unknown, at: datetime, rules: RetryRules, random: random.Random) -> RunSettlement:
+    """Go on later. What Airtable itself did not get done counts; an outage does not, or a long one would kill all."""
     failures = run.failures + 1
     wait = rules.backoff(failures, random)
     if answer.retry_after is not None:
         wait = max(wait, timedelta(seconds=answer.retry_after))
+    if answer.is_outage:
+        return RunSettlement(run.run_id, at + wait, give_back=True, failures=failures, share=run.share)
     worn_out = tuple(message.id for message in run.messages if message.attempts >= rules.max_attempts)
     dead = None
     if worn_out:

@@ -172,11 +172,11 @@ async def test_a_call_that_was_not_tried_gives_the_attempt_back(desk: Desk, answ
 
 async def test_an_unknown_outcome_is_tried_again_later_and_later(desk: Desk) -> None:
     await desk.kick_off()
-    await desk.answer(await desk.claim(), Unknown("timeout"))
+    await desk.answer(await desk.claim(), Unknown("broken", 500))
     due = await desk.store.next_due()
     assert due is not None
     assert later(0.5) <= due <= later(1)
-    await desk.answer(await desk.claim(due), Unknown("timeout"), due)
+    await desk.answer(await desk.claim(due), Unknown("broken", 500), due)
     again = await desk.store.next_due()
     assert again is not None
     assert (again - due).total_seconds() >= 1
@@ -187,14 +187,14 @@ async def test_a_run_that_was_worn_out_is_set_aside_with_its_cause(desk: Desk) -
     await desk.kick_off()
     at = AT
     for _ in range(3):
-        await desk.answer(await desk.claim(at), Unknown("it timed out", 504), at)
+        await desk.answer(await desk.claim(at), Unknown("it broke", 500), at)
         at = at.replace(hour=at.hour + 1)
     assert desk.states(RUN) == [("create", "dead", 3)]
     assert await desk.store.next_due() is None
     run = await desk.store.run(RUN)
     assert run is not None
     assert run.sync == "failed"
-    assert [(one.kind, one.cause) for one in run.errors] == [("rejected", "it timed out")]
+    assert [(one.kind, one.cause) for one in run.errors] == [("rejected", "it broke")]
 
 
 async def test_an_answer_that_forgets_a_run_leaves_it_waiting(desk: Desk) -> None:
@@ -254,7 +254,7 @@ async def test_what_rode_with_a_create_that_died_waits_for_its_replay(desk: Desk
     at = AT
     for _ in range(3):
         await desk.update(adding(RUN, posts_harvested=1), at)
-        await desk.answer(await desk.claim(at), Unknown("timeout"), at)
+        await desk.answer(await desk.claim(at), Unknown("broken", 500), at)
         at = at.replace(hour=at.hour + 1)
     states = [("create", "dead", 3), ("update", "dead", 3), ("update", "pending", 2), ("update", "pending", 1)]
     assert desk.states(RUN) == states

@@ -68,7 +68,7 @@ async def test_a_replay_starts_with_all_its_attempts(desk: Desk) -> None:
     await refuse_all(desk)
     await desk.store.retry(1, later(101))
     assert desk.states(RUN) == [("create", "pending", 0)]
-    await desk.answer(await desk.claim(later(101)), Unknown("timeout"), later(101))
+    await desk.answer(await desk.claim(later(101)), Unknown("broken", 500), later(101))
     assert desk.states(RUN) == [("create", "pending", 1)]
 
 

@@ -55,7 +55,7 @@ async def test_after_a_429_the_base_rests_thirty_seconds_and_no_attempt_is_lost(
         await house.synced()
         assert (await ready(house))[0] == 200
     first, second = house.airtable_server.log
-    assert 30.0 <= second.received_at - first.received_at < 32.0
+    assert 30.0 <= second.received_at - first.received_at < 50.0
     assert sorted(house.records()) == ["251007-070457-Ann", run_id]
     assert rows(house.store_path, "SELECT outcome, status FROM airtable_calls") == [("rate_limited", 429), ("ok", 200)]
 
@@ -70,7 +70,7 @@ async def test_the_pause_after_a_429_outlives_a_restart(house: Harness, clock: H
         await let_time_pass(clock, lambda: len(house.airtable_server.log) > 1, step=0.25)
         await house.synced()
     first, second = house.airtable_server.log
-    assert 30.0 <= second.received_at - first.received_at < 32.0
+    assert 30.0 <= second.received_at - first.received_at < 50.0
     assert second.status == 200
 
 
@@ -190,7 +190,7 @@ async def test_a_token_that_is_refused_uses_no_attempt_and_is_said(house: Harnes
         assert (status, "denies access (403)" in str(body["reasons"])) == (503, True)
         end = clock.monotonic() + 600
         await let_time_pass(clock, lambda: clock.monotonic() > end, step=0.5)
-        assert rows(house.store_path, "SELECT state, attempts FROM outbox") == [("pending", 0)]
+        await until(lambda: rows(house.store_path, "SELECT state, attempts FROM outbox") == [("pending", 0)])
         assert len(house.airtable_server.log) < 20
         house.airtable.scopes = ("data.records:read", "data.records:write")
         await let_time_pass(clock, lambda: run_id in house.records(), step=0.5)
@@ -200,7 +200,7 @@ async def test_a_token_that_is_refused_uses_no_attempt_and_is_said(house: Harnes
 
 async def test_out_of_attempts_a_message_is_set_aside_with_its_cause(tmp_path: Path, clock: HandClock) -> None:
     async with harness(tmp_path, clock=clock, sync={"max_attempts": 4, "backoff_base_seconds": 1.0}) as house:
-        house.airtable_server.faults.add(server_error(502), times=None)
+        house.airtable_server.faults.add(server_error(500), times=None)
         async with house.running():
             run_id = await house.kick_off()
             await let_time_pass(clock, lambda: rows(house.store_path, "SELECT 1 FROM errors") != [], step=0.25)
@@ -208,4 +208,22 @@ async def test_out_of_attempts_a_message_is_set_aside_with_its_cause(tmp_path: P
     error = rows(house.store_path, "SELECT kind, run_id, message, cause FROM errors")[0]
     assert error[:2] == ("rejected", run_id)
     assert "after 4 attempts" in str(error[2])
-    assert "502" in str(error[3])
+    assert "500" in str(error[3])
+
+
+async def test_an_outage_wears_nothing_out_however_long_it_is(tmp_path: Path, clock: HandClock) -> None:
+    """A day and a half of it, first behind a gateway and then without an answer; then all goes on by itself."""
+    sync = {"max_attempts": 4, "backoff_max_seconds": 900.0}
+    async with harness(tmp_path, clock=clock, sync=sync) as house, house.running():
+        run_id = await house.kick_off()
+        await house.synced()
+        await house.call("PATCH", f"/runs/{run_id}", {"add": {"posts_harvested": 7}})
+        for fault in (server_error(503), dropped()):
+            house.airtable_server.faults.clear()
+            house.airtable_server.faults.add(fault, times=None)
+            end = clock.monotonic() + 64_800
+            await let_time_pass(clock, lambda end=end: clock.monotonic() > end, step=300.0, most=70_000.0)  # type: ignore[misc]
+        assert rows(house.store_path, "SELECT count(*) > 50 FROM airtable_calls WHERE outcome = 'unknown'") == [(1,)]
+        assert rows(house.store_path, "SELECT count(*) FROM errors") == [(0,)]
+        house.airtable_server.faults.clear()
+        await let_time_pass(clock, lambda: house.records()[run_id].get("Total Posts Harvested") == 7, step=5.0)

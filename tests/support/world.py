@@ -182,11 +182,11 @@ class World:
         named: bool,
         first_named: bool,
     ) -> None:
-        """A 2xx delivers whom it names; a refusal of all gives the attempt back; what nobody knows costs it."""
-        status = ending.status if isinstance(ending, WireResponse) else None
+        """A 2xx delivers whom it names; a refusal of all or an outage gives the attempt back; the rest costs it."""
+        status = ending.status if isinstance(ending, WireResponse) and ending.body != b"<html>" else None
         for message_id, (run_id, _, attempts) in before.items():
             ((state, after),) = self.house.rows("SELECT state, attempts FROM outbox WHERE id = ?", message_id)
-            if status in {401, 403, 429}:
+            if status in {None, 401, 403, 429, 502, 503, 504}:
                 assert (state, after) == ("pending", attempts - 1)
             elif status in {404, 422}:
                 assert state == "dead" or (state, after) == ("pending", attempts - 1)

@@ -105,11 +105,12 @@ def test_only_a_written_record_is_delivered_and_it_names_its_record(claim: Claim
 
 
 @given(claims(), ANSWERS)
-def test_an_attempt_is_spent_only_where_something_may_have_been_written(claim: Claim, answer: Answer) -> None:
+def test_an_attempt_is_spent_only_where_airtable_itself_did_not_get_it_done(claim: Claim, answer: Answer) -> None:
     settlement = settle(claim, answer, at=AT, rules=RULES, random=random.Random(1))  # noqa: S311
     for settled in settlement.runs:
         spent = not settled.give_back and not settled.delivered
-        assert spent == (not settled.delivered and isinstance(answer, Unknown | Written))
+        counts = isinstance(answer, Written) or (isinstance(answer, Unknown) and not answer.is_outage)
+        assert spent == (not settled.delivered and counts)
 
 
 @given(claims(), st.booleans())
@@ -195,10 +196,25 @@ def test_a_backoff_stays_between_half_and_the_whole_of_its_step(
 
 
 def test_a_worn_out_message_dies_and_a_fresh_one_beside_it_does_not() -> None:
-    settled = decide(Unknown("lost"), run(0, Waiting(1, ("status",), 5), Waiting(2, ("posts",), 4))).runs[0]
+    settled = decide(Unknown("broken", 500), run(0, Waiting(1, ("status",), 5), Waiting(2, ("posts",), 4))).runs[0]
     assert settled.dead is not None
     assert settled.dead.message_ids == (1,)
     assert settled.failures == 1
+    assert not settled.give_back
+
+
+@pytest.mark.parametrize("status", [None, 502, 503, 504])
+def test_an_outage_wears_nothing_out_and_is_waited_for_longer_and_longer(status: int | None) -> None:
+    settled = decide(Unknown("nobody there", status), run(0, Waiting(1, ("status",), 99), failures=6)).runs[0]
+    assert (settled.dead, settled.give_back, settled.failures, settled.share) == (None, True, 7, 10)
+    assert (settled.due_at - AT).total_seconds() >= 30
+
+
+@pytest.mark.parametrize("status", [200, 202, 408, 500, 501])
+def test_what_airtable_answers_itself_is_an_attempt(status: int) -> None:
+    settled = decide(Unknown("what?", status), run(0, Waiting(1, ("status",), 4))).runs[0]
+    assert (settled.dead, settled.give_back) == (None, False)
+    assert decide(Unknown("what?", status), run(0, Waiting(1, ("status",), 5))).runs[0].dead is not None
 
 
 def test_a_retry_after_is_waited_for() -> None:
