@@ -243,19 +243,21 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        about=st.sampled_from(["ordered", "ordered", "own", "wrong", "nobody"]),
+        about=st.sampled_from(["ordered", "ordered", "another", "own", "wrong", "nobody"]),
         ends=st.sampled_from([None, "SUCCEEDED", "FAILED"]),
     )
     def apify_tells(self, data: st.DataObject, about: str, ends: str | None) -> None:
-        """Of a batch that we ordered, of a run that others started, under a wrong token, or of nothing we know."""
+        """Of a batch that we ordered, of another run under its token (a start that was lost was made again), of a run
+        that others started, under a wrong token, or of nothing we know.
+        """
         ordered = [(run, one) for run in self.world.model.runs.values() for one in run.batches if one.token is not None]
         number = data.draw(st.integers(1, 3), label="number")
         run_id: str | None
         token: str | None
-        if about in {"ordered", "wrong"} and ordered:
+        if about in {"ordered", "another", "wrong"} and ordered:
             run, batch = data.draw(st.sampled_from(ordered), label="batch")
-            apify_run, run_id = f"run-{batch.token}", run.run_id
-            token = batch.token if about == "ordered" else f"wrong-{number}"
+            apify_run, run_id = f"{'other' if about == 'another' else 'run'}-{batch.token}", run.run_id
+            token = f"wrong-{number}" if about == "wrong" else batch.token
         elif about == "own":
             own = next((one.run_id for one in self.world.told if one.apify_run == f"own-{number}" and one.run_id), None)
             apify_run, run_id, token = f"own-{number}", own or self._any_run(data), None
@@ -392,6 +394,28 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.world.by_hand.add(self.world.house.airtable.insert({"Run ID": run_id, **cells}).id)
         if len(self.world.records(run_id)) > 1:
             self.world.doubled.add(run_id)
+
+    @precondition(lambda self: self.world.house.airtable._store.records and len(self.world.model.runs) > 1)
+    @rule(data=st.data(), change=CHANGES)
+    def a_record_is_deleted_just_before_all_are_written(self, data: st.DataObject, change: Change) -> None:
+        self.world.delete(data.draw(st.sampled_from(sorted(self.world.house.airtable._store.records)), label="record"))
+        for run_id in list(self.world.model.runs):
+            self._update(run_id, change, None, "nothing")
+        self.send_and_hear([WELL] * 4, 40.0)
+
+    @rule(client=st.sampled_from(CLIENTS), change=CHANGES, times=st.integers(0, 2))
+    def a_missing_run_is_looked_for(self, client: str, change: Change, times: int) -> None:
+        """And found, or not, or more than once."""
+        run_id = f"{JOB}-{client}"
+        self._update(run_id, change, None, "nothing")
+        if run_id in self.world.model.runs or self.world.house.look is not None:
+            return
+        for _ in range(times):
+            self.world.by_hand.add(self.world.house.airtable.insert({"Run ID": run_id}).id)
+        if len(self.world.records(run_id)) > 1:
+            self.world.doubled.add(run_id)
+        self.world.look_for_the_missing()
+        self.send_and_hear([WELL] * 4, 40.0)
 
     @rule(data=st.data(), what=st.sampled_from(["delete a record", "restore one", "rename a column"]))
     def a_person_meddles_with_the_table(self, data: st.DataObject, what: str) -> None:

@@ -66,6 +66,8 @@ FAULTS: Final[list[tuple[float, Fault]]] = [
     (0.02, odd_body(b'{"records": []}')),
     (0.02, odd_body(b'{"records": [{"id": "recOther000000000", "fields": {"Run ID": "other"}}]}')),
 ]
+#: How long the base is left alone at the least after these of its answers.
+RESTS: Final = {429: 30, 503: 7}
 #: Those after which the sender gets the real answer.
 HARMLESS: Final = {None, "slow"}
 
@@ -142,17 +144,16 @@ def judge_the_log(house: Harness) -> None:
 
 
 def judge_the_rests(house: Harness) -> None:
-    """From the moment at which a 429 is known nothing leaves for thirty seconds."""
+    """From the moment at which a 429 is known nothing leaves for thirty seconds, and after a 503 for what it says."""
     made = [
-        (parse_iso(str(started)), parse_iso(str(finished)), outcome)
-        for started, finished, outcome in rows(
-            house.store_path, "SELECT started_at, finished_at, outcome FROM airtable_calls ORDER BY id"
+        (parse_iso(str(started)), parse_iso(str(finished)), RESTS.get(int(str(status or 0)), 0))
+        for started, finished, status in rows(
+            house.store_path, "SELECT started_at, finished_at, status FROM airtable_calls ORDER BY id"
         )
     ]
-    for _, refused, outcome in made:
-        if outcome == "rate_limited":
-            early = [left for left, _, _ in made if refused < left < refused + timedelta(seconds=30)]
-            assert early == [], "the base was to rest"
+    for _, refused, rest in made:
+        early = [left for left, _, _ in made if refused < left < refused + timedelta(seconds=rest)]
+        assert early == [], "the base was to rest"
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -44,7 +44,7 @@ T = TypeVar("T")
 TIMEOUT_SECONDS: Final = 30.0
 GIVEN_UP_AFTER: Final = 2 * TIMEOUT_SECONDS
 #: Messages are worn out soon, so that it happens.
-SYNC: Final = SyncSettings(max_attempts=4, backoff_base_seconds=1.0, backoff_max_seconds=60.0)
+SYNC: Final = SyncSettings(max_attempts=2, backoff_base_seconds=1.0, backoff_max_seconds=60.0)
 
 
 @dataclass(eq=False)
