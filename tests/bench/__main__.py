@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.bench import backlog, delivery, ingest, peers
-from tests.bench.frame import Options
-from tests.bench.machine import NoDisk, describe
+from tests.bench.frame import Form, Options
+from tests.bench.machine import NoDisk, busy, describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,10 +40,14 @@ def main() -> int:
         for name in asked.only:
             part = Path(folder) / name
             part.mkdir()
-            tables = asyncio.run(SECTIONS[name](Options(part, asked.quick)))
-            text = "\n\n".join([f"Measured on {machine}.", *(table.markdown() for table in tables)])
+            before = busy()
+            tables = asyncio.run(SECTIONS[name](Options(part, asked.form)))
+            measured = (
+                f"Measured on {machine}; load {before:.0f} before and {busy():.0f} after it; the {asked.form} form."
+            )
+            text = "\n\n".join([measured, *(table.markdown() for table in tables)])
             print(f"\n{text}", flush=True)
-            if not asked.quick:
+            if asked.form is not Form.QUICK:
                 PAGE.write_text(filled(PAGE.read_text("utf-8"), name, text), "utf-8")
     return 0
 
@@ -51,7 +55,21 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", type=_sections, default=list(SECTIONS), help=f"comma-separated: {','.join(SECTIONS)}")
-    parser.add_argument("--quick", action="store_true", help="few short rounds; docs/performance.md stays as it is")
+    parser.add_argument(
+        "--quick",
+        dest="form",
+        action="store_const",
+        const=Form.QUICK,
+        default=Form.FULL,
+        help="few short rounds; docs/performance.md stays as it is",
+    )
+    parser.add_argument(
+        "--short",
+        dest="form",
+        action="store_const",
+        const=Form.SHORT,
+        help="fewer rounds and smaller stores, in some twenty minutes",
+    )
     parser.add_argument("--folder", type=Path, help="where to make the files, on the disk that is to be measured")
     return parser.parse_args()
 

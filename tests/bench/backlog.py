@@ -44,14 +44,13 @@ if TYPE_CHECKING:
     from app.policy.delivery import Claim
     from app.store.sqlite.store import SqliteStore
 
-SIZES: Final = (1_000, 100_000, 1_000_000)
-DELIVERED: Final = 5_000_000
-QUICK_SIZES: Final = (100, 1_000, 10_000)
-QUICK_DELIVERED: Final = 50_000
+#: Waiting messages of the stores that are compared, and the delivered ones beside them.
+FULL: Final = ((1_000, 100_000, 1_000_000), 5_000_000)
+SHORT: Final = ((1_000, 10_000, 100_000), 500_000)
+QUICK: Final = ((100, 1_000, 10_000), 50_000)
 #: Delivered messages of each run: its create and four updates.
 _PER_RUN: Final = 5
 _BURST: Final = 20
-ROUNDS: Final = 60
 #: The first rounds read what nobody has read yet.
 _WARM: Final = 3
 NOW: Final = datetime(2026, 6, 15, 12, tzinfo=UTC)
@@ -290,7 +289,7 @@ async def _measure_shape(stores: Sequence[SqliteStore], rounds: int) -> dict[str
 
 
 async def measure(options: Options) -> Sequence[Table]:
-    sizes, delivered = (QUICK_SIZES, QUICK_DELIVERED) if options.quick else (SIZES, DELIVERED)
+    sizes, delivered = options.pick(quick=QUICK, short=SHORT, full=FULL)
     base = options.folder / "base.db"
     fill_base(base, delivered)
     tables = []
@@ -303,7 +302,7 @@ async def measure(options: Options) -> Sequence[Table]:
             add_pending(paths[-1], shape, pending)
         async with contextlib.AsyncExitStack() as stack:
             stores = [await stack.enter_async_context(_opened(path)) for path in paths]
-            taken = await _measure_shape(stores, 10 if options.quick else ROUNDS)
+            taken = await _measure_shape(stores, options.pick(quick=10, short=20, full=60))
         tables.append(_table(shape, sizes, delivered, taken))
         for place in (0, -1):
             starts[f"{sizes[place]:,} waiting, {shape}"] = await _start(paths[place], options.folder)
@@ -415,7 +414,7 @@ async def _pruning_table(base: Path, options: Options) -> Table:
     beside: list[float] = []
     removed = 0
     async with _opened(path) as store:
-        for number in range(4 if options.quick else 12):
+        for number in range(options.pick(quick=4, short=6, full=12)):
             if number % 2:
                 pruning = Pruning(store, _Later(), RetentionRules.of_days(1, 1))
                 task = asyncio.create_task(pruning.prune())
@@ -428,7 +427,7 @@ async def _pruning_table(base: Path, options: Options) -> Table:
         (removed,) = connection.execute("SELECT coalesce(sum(messages), 0) FROM pruned_messages").fetchone()
     for file in options.folder.glob(f"{path.name}*"):
         file.unlink()
-    seconds = 2.0 * (2 if options.quick else 6)
+    seconds = 2.0 * options.pick(quick=2, short=3, full=6)
     rows = [
         [name, f"{len(taken):,}", f"{_part(taken, 0.5):.2f}", f"{_part(taken, 0.99):.2f}", f"{max(taken) * 1000:.1f}"]
         for name, taken in (("without a pruning", quiet), ("beside a pruning", beside))

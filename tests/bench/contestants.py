@@ -182,17 +182,17 @@ def _not_synced(path: Path) -> sqlite3.Connection:
 #: What takes the place of what, by kind.
 _EXCHANGED: Final[Mapping[Kind, Mapping[str, object]]] = {
     Kind.SERVICE: {},
-    Kind.NORMAL: {"app.store.sqlite.store.connect_writing": _not_synced},
+    Kind.NORMAL: {"app.store.sqlite.opening.connect_writing": _not_synced},
     Kind.BARE: {"app.service.Calls": BareCalls},
     Kind.CHECKED: {
-        "app.store.sqlite.store.SqliteStore": NothingKept,
+        "app.store.sqlite.opening.SqliteStore": NothingKept,
         "app.service.Service.wake": lambda _service: None,  # nothing was kept, so there is nothing to look for
     },
     Kind.TRANSACTION: {
-        "app.store.sqlite.store.SqliteStore": StatementsThroughAiosqlite,
-        "app.store.sqlite.store.GroupCommit": OneByOne,
+        "app.store.sqlite.opening.SqliteStore": StatementsThroughAiosqlite,
+        "app.store.sqlite.opening.GroupCommit": OneByOne,
     },
-    Kind.DIRECT: {"app.store.sqlite.store.GroupCommit": OneByOne},
+    Kind.DIRECT: {"app.store.sqlite.opening.GroupCommit": OneByOne},
 }
 
 

@@ -10,7 +10,8 @@ import random
 import statistics
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,12 +21,26 @@ _RESAMPLES: Final = 2_000
 _CONFIDENCE: Final = 0.95
 
 
+class Form(StrEnum):
+    #: A look at whether it works.
+    QUICK = "quick"
+    #: Fewer rounds and smaller stores: a quarter of an hour, with wide intervals.
+    SHORT = "short"
+    FULL = "full"
+
+
+PickedT = TypeVar("PickedT")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Where files may be made (on the disk that is measured), and whether a short look is enough."""
+    """Where files may be made (on the disk that is measured), and how much is measured."""
 
     folder: Path
-    quick: bool
+    form: Form
+
+    def pick(self, *, quick: PickedT, short: PickedT, full: PickedT) -> PickedT:
+        return {Form.QUICK: quick, Form.SHORT: short, Form.FULL: full}[self.form]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 LEVELS: Final = (1, 32, 128)
 MOST: Final = LEVELS[-1]
-ROUNDS: Final = 24
-QUICK_ROUNDS: Final = 3
 SECONDS: Final = 1.0
 WARM_UP_SECONDS: Final = 0.2
 #: Runs that the requests of a turn go to, so that each gets about as many as it would in its life.
@@ -156,7 +154,7 @@ TRAFFIC: Final = (
 async def measure(options: Options) -> Sequence[Table]:
     tables: list[Table] = []
     goals: list[Goal] = []
-    rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    rounds = options.pick(quick=3, short=6, full=24)
     async with _generator() as generator:
         for traffic in TRAFFIC:
             folder = options.folder / traffic.request.__name__

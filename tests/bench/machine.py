@@ -37,6 +37,11 @@ def fsync_ms(folder: Path) -> float:
     return statistics.median(taken) * 1000
 
 
+def busy() -> float:
+    """How many tasks ran or wanted to, on average over the last minute: more than the cores, and all figures suffer."""
+    return os.getloadavg()[0]
+
+
 def describe(folder: Path) -> str:
     """Raises `NoDisk` where `folder` stands on none."""
     milliseconds = fsync_ms(folder)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from tests.bench.frame import Options
 
-ROUNDS: Final = 12
-QUICK_ROUNDS: Final = 3
 SECONDS: Final = 1.0
 _STARTS_WITHIN_SECONDS: Final = 120.0
 OURS: Final = "ours"
@@ -62,7 +60,7 @@ async def measure(options: Options) -> Sequence[Table]:
             server, missing = "", f"Without PostgreSQL's: {error}."
             names = [name for name in names if name not in ON_POSTGRES]
         contestants = [await stack.enter_async_context(_started(name, options.folder / name, server)) for name in names]
-        seen = await _rounds(contestants, QUICK_ROUNDS if options.quick else ROUNDS)
+        seen = await _rounds(contestants, options.pick(quick=3, short=5, full=12))
     return [goals_table("Peers: ratios within a round", list(_goals(seen, names)), missing), _table(seen, names)]
 
 

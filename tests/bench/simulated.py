@@ -207,7 +207,10 @@ def a_day(clients: int, batches: int = 10, at_once: int = 8) -> list[Event]:
 
 
 def a_month(clients: int, days: int = 30, updates: int = 20) -> Iterable[Event]:
-    """Every morning at seven a job over all clients; the updates come over the next three hours."""
+    """Every morning at seven a job over all clients; the updates come over the next three hours.
+
+    To five minutes: calls are further apart in such a month, and what comes together is simulated at one go.
+    """
     chance = random.Random(1)  # noqa: S311
     for day in range(days):
         began = timedelta(days=day, hours=7).total_seconds()
@@ -215,7 +218,7 @@ def a_month(clients: int, days: int = 30, updates: int = 20) -> Iterable[Event]:
         yield from (Event(began, f"c{number}", job, creates=True) for number in range(clients))
         yield from sorted(
             (
-                Event(began + round(chance.uniform(1, 10_800)), f"c{number}", job)
+                Event(began + 300.0 * chance.randint(1, 36), f"c{number}", job)
                 for number in range(clients)
                 for _ in range(updates)
             ),
