@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import sqlite3
 from dataclasses import dataclass, field
@@ -121,7 +122,8 @@ async def simulate(
         await _accept(store, clock, sync, together)
         if until is None:
             while not sync._idle.is_set():
-                await _pass_until(store, clock, max(_due(clock), clock.monotonic() + 0.001))
+                now = clock.monotonic()
+                await _pass_until(store, clock, max(min(_due(clock), now + 1.0), now + 0.001))
         else:
             await _pass_until(store, clock, until)
         sync.stop()
@@ -131,9 +133,9 @@ async def simulate(
 
 
 def _due(clock: HandClock) -> float:
-    """When the next sleeper wakes, in seconds from the start."""
+    """When the next sleeper wakes, in seconds from the start; never, where nobody sleeps."""
     asleep = ((at - START).total_seconds() for waking, at in clock._sleepers.items() if not waking.done())
-    return min(asleep, default=clock.monotonic() + 1.0)
+    return min(asleep, default=math.inf)
 
 
 async def _pass_until(store: SqliteStore, clock: HandClock, end: float) -> None:
