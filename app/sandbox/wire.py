@@ -197,7 +197,7 @@ class WireServer:
     async def wait_for(
         self,
         predicate: Callable[[list[LoggedRequest]], bool],
-        timeout: float = 10.0,  # noqa: ASYNC109 - bounds a test's wait; nothing else needs to be cancelled
+        timeout: float = 30.0,  # noqa: ASYNC109 - bounds a test's wait; nothing else needs to be cancelled
     ) -> list[LoggedRequest]:
         """Wait until the log satisfies `predicate`, and return it.
 

@@ -53,7 +53,7 @@ async def connections(
 
 
 async def answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, Json]]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = next(int(line.split(":")[1]) for line in head.splitlines() if line.startswith("Content-Length"))
         return int(head.split()[1]), json.loads(await reader.readexactly(length))
@@ -89,7 +89,7 @@ async def test_an_idle_connection_and_a_head_without_end_are_closed_in_time(tmp_
     async with limited(tmp_path, EdgeLimits(idle_seconds=0.2)) as house, connections(house, 2) as made:
         (silent, _), (dribbling, writer) = made
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await silent.read() == b""
             assert await dribbling.read() == b""
 
@@ -100,7 +100,7 @@ async def test_a_full_house_makes_room_by_closing_who_idles_longest(tmp_path: Pa
             async with connections(house) as [(reader, writer)]:
                 writer.write(raw_request(b"GET", b"/healthz"))
                 assert (await answered(reader))[0] == 200
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 assert await made[0][0].read() == b""
                 assert await made[15][0].read() == b""
         assert (await house.call("GET", "/healthz")).status == 200
@@ -133,7 +133,7 @@ async def test_more_bodies_than_may_wait_are_503_with_the_time_to_come_again(tmp
         assert house.service is not None
         writer.write(request[:-5])
         await writer.drain()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (refused := await house.call("POST", "/runs", body)).status == 201:  # noqa: ASYNC110  # not seen yet
                 await asyncio.sleep(0.01)
         assert refused.status == 503
@@ -163,7 +163,7 @@ async def test_a_body_without_end_is_refused_and_its_connection_ended(tmp_path: 
 
         sending = asyncio.create_task(send_on())
         assert (await answered(reader))[0] == 413
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await sending  # it ends, because the connection does
         assert rows(house.store_path, "SELECT count(*) FROM runs") == [(0,)]
 

@@ -63,7 +63,7 @@ async def ready_or_not(house: Harness) -> Answered:
 
 async def not_ready(house: Harness) -> list[str]:
     """Wait until the service has looked, and says that it is not ready; its reasons."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (answer := await ready_or_not(house)).status == 200 or "not compared" in answer.text:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
     said = answer.json()

@@ -32,7 +32,7 @@ def meddle(path: Path, statement: str, *values: str | int) -> None:
         connection.execute(statement, values)
 
 
-async def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:  # noqa: ASYNC109
+async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:  # noqa: ASYNC109
     """Look until `condition` holds. Raises `TimeoutError` after `timeout` real seconds."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 - what is looked at has no event of its own
@@ -135,7 +135,7 @@ async def send_raw(url: str, request: bytes) -> RawAnswer:
     try:
         writer.write(request)
         await writer.drain()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             length = next(
                 int(line.partition(":")[2]) for line in head.splitlines() if line.lower().startswith("content-length:")
