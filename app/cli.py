@@ -193,7 +193,7 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
 
     Works beside a running service or without one. Exits 1 if anything is wrong, 2 if the configuration is.
     """
-    from app.doctor import diagnose  # noqa: PLC0415  # it asks with the clients, which take a second to import
+    from app.doctor.diagnose import diagnose  # noqa: PLC0415  # it asks with the clients, which take a second to import
 
     secrets = Secrets.from_environment()
     configure_logs(secrets.all(), quiet=True)

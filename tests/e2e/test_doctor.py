@@ -15,7 +15,9 @@ import pytest
 
 from app.clock import SystemClock
 from app.config import Secrets
-from app.doctor import Diagnosis, Instruments, Verdict, diagnose, flaw_of_public_url
+from app.doctor.diagnose import diagnose, flaw_of_public_url
+from app.doctor.findings import Diagnosis, Verdict
+from app.doctor.machine import Instruments
 from app.sandbox.airtable import READ, SCHEMA, WRITE
 from app.sandbox.airtable_errors import quota_exceeded
 from app.sandbox.airtable_limits import NO_LIMITS, Limits

@@ -122,7 +122,8 @@ _MOST_BYTES: Final = 1 << 16
 
 def serve() -> None:
     """Fork for each request on standard input, which is a socket, until it ends."""
-    from app import cli, doctor, operate, process  # noqa: F401, PLC0415
+    from app import cli, operate, process  # noqa: F401, PLC0415
+    from app.doctor import diagnose  # noqa: F401, PLC0415
     from app.sandbox import demo  # noqa: F401, PLC0415
 
     gc.freeze()  # what is shared is not written to

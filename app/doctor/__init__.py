@@ -1,0 +1,1 @@
+"""`runrecords doctor`: what it looks at, here and outside, and what it says."""
