@@ -1,34 +1,35 @@
-"""The destination: requests and answers as pure functions, pyairtable to send them.
-
-Knows how Airtable speaks; knows nothing of the outbox, and decides nothing about trying again.
-"""
+"""The destination: pyairtable sends what the codec made, and hands it what came back."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
 import requests
 from pyairtable import Api
 from pyairtable.formulas import CREATED_TIME, DATETIME_PARSE, EQ, IS_AFTER, OR, RECORD_ID, Field
-from pydantic import BaseModel, JsonValue, ValidationError
-from pydantic import Field as Constraint
 from requests.auth import AuthBase
 
-from app.clock import iso, parse_http_date
-from app.fields import RUN_ID, plain, shown
+from app.airtable_codec import (
+    Record,
+    cause_of,
+    decode_described,
+    decode_failure,
+    decode_identity,
+    decode_listed,
+    decode_written,
+    records_of,
+)
+from app.clock import iso
+from app.fields import RUN_ID
 from app.logs import Redaction
-from app.model import RECORDS_PER_CALL, ErrorKind
-from app.policy.asking import Column, Described, FoundRecord, Identified, Listed
-from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown, Written
+from app.model import RECORDS_PER_CALL
+from app.policy.delivery import Unknown
 from app.table_threads import TableThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from pyairtable import Table
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from app.policy.asking import DescribeAnswer, Failure, IdentifyAnswer, ListAnswer
     from app.policy.delivery import Answer, Claim
 
-T = TypeVar("T")
+#: Airtable lists at most a hundred records a page (a documented limit).
+RECORDS_PER_PAGE: Final = 100
 
 
 class Destination(Protocol):
@@ -47,228 +49,6 @@ class Destination(Protocol):
     async def deliver(self, claim: Claim) -> Answer:
         """Send one request with all runs of `claim`. Never raises for what the other side does."""
         ...
-
-
-# Requests -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record of a request: without an `id` it is matched on the run id, and created if there is none."""
-
-    cells: Mapping[str, Json]
-    id: str | None = None
-
-    def to_wire(self) -> dict[str, Json]:
-        wire: dict[str, Json] = {"fields": dict(self.cells)}
-        return wire if self.id is None else {"id": self.id, **wire}
-
-
-def records_of(claim: Claim, registry: Registry) -> list[Record]:
-    """The records that `claim` writes: columns with the present values of the fields that wait."""
-    records = []
-    for run in claim.runs:
-        cells: dict[str, Json] = {
-            registry[name].column: plain(value) for name, value in run.values.items() if name in registry
-        }
-        if claim.creating:
-            cells[registry[RUN_ID].column] = run.run_id
-        records.append(Record(cells, None if claim.creating else run.record_id))
-    return records
-
-
-# Answers --------------------------------------------------------------------------------------------------------
-
-
-#: What a record id looks like, and what is sent back to ask for the next page. Neither could be kept otherwise.
-_RECORD_ID: Final = r"rec[A-Za-z0-9]{14}"
-_RecordId = Annotated[str, Constraint(pattern=rf"^{_RECORD_ID}$")]
-_Offset = Annotated[str, Constraint(pattern=r"^[!-~][ -~]{0,999}$")]
-
-
-class _WrittenRecord(BaseModel):
-    id: _RecordId
-    fields: dict[str, object] = {}
-
-
-class _WrittenRecords(BaseModel):
-    records: list[_WrittenRecord]
-
-
-def decode_written(claim: Claim, answer: object, registry: Registry) -> Answer:
-    """The record ids in a 2xx answer: of a create by the run id that it carries, of an update by itself."""
-    try:
-        records = _WrittenRecords.model_validate(answer).records
-    except ValidationError as error:
-        return Unknown(_senseless(error), 200)
-    if claim.creating:
-        column = registry[RUN_ID].column
-        return Written({run_id: one.id for one in records if isinstance(run_id := one.fields.get(column), str)})
-    answered = {one.id for one in records}
-    return Written({run.run_id: run.record_id for run in claim.runs if run.record_id and run.record_id in answered})
-
-
-def _senseless(error: ValidationError) -> str:
-    return f"Airtable's answer makes no sense: {error.errors(include_url=False)[0]['msg']}"
-
-
-class _ListedRecords(BaseModel):
-    records: list[_FoundRecord]
-    offset: _Offset | None = None
-
-
-class _FoundRecord(BaseModel):
-    id: _RecordId
-    fields: dict[str, JsonValue] = {}
-
-
-class _Choice(BaseModel):
-    name: str
-
-
-class _Options(BaseModel):
-    choices: list[_Choice] = []
-
-
-class _DescribedField(BaseModel):
-    name: str
-    type: str
-    options: _Options | None = None
-
-    def to_column(self) -> Column:
-        return Column(self.name, self.type, tuple(one.name for one in self.options.choices) if self.options else ())
-
-
-class _DescribedTable(BaseModel):
-    id: str
-    name: str
-    fields: list[_DescribedField]
-
-
-class _DescribedTables(BaseModel):
-    tables: list[_DescribedTable]
-
-
-class _Whoami(BaseModel):
-    id: str
-    scopes: list[str] | None = None
-
-
-class _Told(BaseModel):
-    body: _Whoami
-    date: str | None = None
-
-
-#: `Field "X" cannot accept the provided value`, `Unknown field name: "X"`
-_NAMED_FIELD: Final = re.compile(r'(?:[Ff]ield|field name:) "([^"]+)"')
-_NAMED_RECORD: Final = re.compile(rf"\b({_RECORD_ID})\b")
-_GONE: Final = ("ROW_DOES_NOT_EXIST", "MODEL_ID_NOT_FOUND", "RECORD_NOT_FOUND")
-_QUOTA: Final = "PUBLIC_API_BILLING_LIMIT_EXCEEDED"
-_MOST_CAUSE: Final = 500
-#: Airtable lists at most a hundred records a page (a documented limit).
-RECORDS_PER_PAGE: Final = 100
-#: Seconds. What asks for more is mistaken, or would overflow a date.
-_LONGEST_RETRY_AFTER: Final = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class AirtableError:
-    """An error body, whichever of its shapes it came in."""
-
-    type: str
-    message: str
-
-    def __str__(self) -> str:
-        return _kept(f"{self.type}: {self.message}" if self.message else self.type)
-
-    def without_secrets(self, redaction: Redaction) -> AirtableError:
-        """To be called before the text is cut off, which would leave half of a secret."""
-        return AirtableError(redaction.text(self.type), redaction.text(self.message))
-
-
-def decode_error_body(body: bytes, status: int) -> AirtableError:
-    """Airtable answers with `{"error": {type, message}}`, `{"error": "TYPE"}` or `{"errors": [{error, message}]}`."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        answer = None
-    if isinstance(answer, dict):
-        match answer.get("error") or answer.get("errors"):
-            case {"type": str(kind), **rest} if kind:
-                return AirtableError(kind, _message(rest))
-            case str(kind) if kind:
-                return AirtableError(kind, "")
-            case [{"error": str(kind), **rest}, *_] if kind:
-                return AirtableError(kind, _message(rest))
-    return AirtableError(f"HTTP {status}", body.decode(errors="replace").strip())
-
-
-def _message(rest: Mapping[object, object]) -> str:
-    message = rest.get("message")
-    return message if isinstance(message, str) else ""
-
-
-def _kept(text: str) -> str:
-    """A cause as it can be kept: not long, and without half of a surrogate pair, which is no Unicode."""
-    return text[:_MOST_CAUSE].encode(errors="replace").decode()
-
-
-def decode_failure(
-    status: int, headers: Mapping[str, str], body: bytes, registry: Registry, redaction: Redaction
-) -> Failure:
-    """What anything but a 2xx means (Airtable's documented errors, in each shape that they are known to come in)."""
-    if status < HTTPStatus.BAD_REQUEST:
-        return _elsewhere(status, redaction.text(headers.get("Location", "")))
-    return _decode_error(status, headers, decode_error_body(body, status).without_secrets(redaction), registry)
-
-
-def _elsewhere(status: int, location: str) -> Denied | Unknown:
-    if status < HTTPStatus.MULTIPLE_CHOICES:
-        return Unknown(f"an answer with the status {status}, which is none of Airtable's", status)
-    return Denied(status, f"not Airtable, but a redirect to {shown(location, 200)}: check [airtable] endpoint_url")
-
-
-def _decode_error(status: int, headers: Mapping[str, str], error: AirtableError, registry: Registry) -> Failure:
-    cause = str(error)
-    match status:
-        case 429 if error.type == _QUOTA:
-            return QuotaExhausted(cause)
-        case 429:
-            return RateLimited(cause)
-        case 401 | 403:
-            return Denied(status, cause)
-        case 404 if error.type not in _GONE:
-            return Denied(status, cause)
-        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT:
-            return Unknown(f"Airtable answered {status} ({cause})", status, _retry_after(headers))
-        case _:
-            return _refusal(status, error, registry)
-
-
-def _refusal(status: int, error: AirtableError, registry: Registry) -> Refused:
-    field = _NAMED_FIELD.search(error.message)
-    record = _NAMED_RECORD.search(error.message)
-    kind = ErrorKind.REJECTED
-    if error.type in _GONE:
-        kind = ErrorKind.RECORD_DELETED
-    elif "multiple records" in error.message.lower() or "more than one record" in error.message.lower():
-        kind = ErrorKind.DUPLICATE_RECORD
-    return Refused(
-        status=status,
-        cause=str(error),
-        kind=kind,
-        record_id=record[1] if record else None,
-        field=registry.name_of(field[1]) if field else None,
-    )
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, in the one form that Airtable is known to send; a date is left to our own back-off."""
-    value = headers.get("Retry-After", "")
-    return min(float(value), _LONGEST_RETRY_AFTER) if value.isdecimal() else None
-
-
-# Sending --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,13 +152,7 @@ class Airtable:
                 "GET", table.urls.records, fallback=("POST", table.urls.records_post), options=options
             )
         )
-        if not isinstance(answer, _Body):
-            return answer
-        try:
-            page = _ListedRecords.model_validate(answer.value)
-        except ValidationError as error:
-            return Unknown(_senseless(error), 200)
-        return Listed(tuple(FoundRecord(one.id, one.fields) for one in page.records), page.offset)
+        return decode_listed(answer.value) if isinstance(answer, _Body) else answer
 
     async def peek(self) -> ListAnswer:
         """One record, or none: whether the table can be read at all."""
@@ -387,27 +161,12 @@ class Airtable:
     async def identify(self) -> IdentifyAnswer:
         """Whose token this is (needs no scope, and asks nothing of the base)."""
         answer = await self._ask(_whoami)
-        if not isinstance(answer, _Body):
-            return answer
-        try:
-            told = _Told.model_validate(answer.value)
-        except ValidationError as error:
-            return Unknown(_senseless(error), 200)
-        scopes = None if told.body.scopes is None else tuple(told.body.scopes)
-        return Identified(told.body.id, scopes, parse_http_date(told.date))
+        return decode_identity(answer.value) if isinstance(answer, _Body) else answer
 
     async def describe(self) -> DescribeAnswer:
         """The table's real columns (needs the scope `schema.bases:read`)."""
         answer = await self._ask(lambda table: table.api.request("GET", table.base.urls.tables))
-        if not isinstance(answer, _Body):
-            return answer
-        try:
-            tables = _DescribedTables.model_validate(answer.value).tables
-        except ValidationError as error:
-            return Unknown(_senseless(error), 200)
-        ours = next((one for one in tables if self._table in {one.id, one.name}), None)
-        columns = None if ours is None else tuple(one.to_column() for one in ours.fields)
-        return Described(columns, tuple(one.name for one in tables))
+        return decode_described(answer.value, self._table) if isinstance(answer, _Body) else answer
 
     async def _ask(self, call: Callable[[Table], object]) -> _Body | Failure:
         """One request; its body, or what went wrong."""
@@ -420,7 +179,7 @@ class Airtable:
             status, headers, body = error.answer.status_code, error.answer.headers, error.answer.content
             return decode_failure(status, headers, body, self._registry, self._redaction)
         except (requests.RequestException, ValueError, RecursionError) as error:
-            return Unknown(_kept(self._redaction.text(f"{type(error).__name__}: {error}")))
+            return Unknown(cause_of(self._redaction.text(f"{type(error).__name__}: {error}")))
 
 
 @dataclass(frozen=True, slots=True)

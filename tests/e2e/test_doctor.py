@@ -499,7 +499,7 @@ async def test_it_never_makes_a_sixth_request_in_a_second_of_a_busy_service(prac
 async def test_a_service_that_is_never_quiet_is_not_disturbed(
     practice: Practice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.doctor._LONGEST_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("app.doctor.outside._LONGEST_WAIT_SECONDS", 0.1)
     async with practice.house.running():
         await practice.house.kick_off("Dean")
         await practice.house.synced()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.airtable import decode_error_body, decode_failure, decode_written, records_of
+from app.airtable_codec import decode_error_body, decode_failure, decode_written, records_of
 from app.config import Settings
 from app.logs import Redaction
 from app.model import ErrorKind, Json
