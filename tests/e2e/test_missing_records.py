@@ -95,6 +95,17 @@ async def test_only_the_very_run_id_adopts(house: Harness, name: Json) -> None:
     assert house.records() == {}
 
 
+async def test_a_run_is_adopted_from_a_table_that_lacks_other_columns(house: Harness) -> None:
+    for column in ("Client ID", "Client Name", "Progress Log"):
+        house.airtable.remove_column(column)
+    record = house.airtable.insert({"Run ID": RUN_ID, "Total Posts Harvested": 4}).id
+    async with house.running():
+        await add_posts(house, 3)
+        await until(lambda: house.records()[RUN_ID]["Total Posts Harvested"] == 7)
+        assert (await house.call("GET", f"/runs/{RUN_ID}")).json()["airtable_record_id"] == record
+    assert await resolved(house) == "adopted"
+
+
 async def test_a_kickoff_of_an_adopted_run_creates_nothing(house: Harness) -> None:
     house.airtable.insert(BY_HAND)
     async with house.running() as service:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +14,7 @@ from app.errors import StoreError
 from app.store.sqlite.connection import connect_writing
 from app.store.sqlite.migrate import Migration, migrate, migrations_directory, read_migrations
 from app.store.sqlite.opening import open_reading, prepare
+from tests.support.stores import open_desk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -232,6 +233,88 @@ def test_a_misnamed_file_is_refused(tmp_path: Path, name: str) -> None:
 
 
 # Of a store that an earlier version wrote ------------------------------------------------------------------------
+
+#: What a store counts as it goes, and what counting says. A message that was delivered may have been removed since.
+COUNTS = {
+    "SELECT delivered, dead FROM outbox_counts": """
+        SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'outbox') - count(*),
+            count(*) FILTER (WHERE state = 'dead')
+        FROM outbox WHERE state <> 'delivered'""",
+    "SELECT day, created, delivered, failed FROM creations_by_day ORDER BY day": """
+        SELECT substr(accepted_at, 1, 10), count(*), sum(state = 'delivered'), sum(state = 'dead')
+        FROM outbox WHERE kind = 'create' GROUP BY 1 ORDER BY 1""",
+    "SELECT day, outcome, calls FROM airtable_calls_by_day WHERE calls > 0 ORDER BY day, outcome": """
+        SELECT substr(started_at, 1, 10), outcome, count(*) FROM airtable_calls GROUP BY 1, 2 ORDER BY 1, 2""",
+}
+#: Day of May, then what became of the create and of each update of the run.
+OLD_RUNS = (
+    (14, "delivered", ("delivered", "delivered", "dead")),
+    (14, "delivered", ("pending",)),
+    (14, "dead", ("dead", "pending")),
+    (15, "pending", ("pending", "pending")),
+    (15, "delivered", ()),
+)
+OLD_CALLS = ((14, "ok"), (14, "ok"), (14, "refused"), (15, "ok"), (15, "unknown"), (15, "in_flight"))
+
+
+def fill_first_version(path: Path) -> None:
+    """What the service wrote before it counted as it went."""
+    apply(path, read_migrations(migrations_directory())[:1])
+    with contextlib.closing(connect_writing(path)) as connection:
+        insert_error = "INSERT INTO errors (kind, message, first_at, last_at) VALUES ('rejected', 'x', ?, ?)"
+        connection.execute(insert_error, (f"{AT:%Y-%m-%d}T00:00:00.000Z",) * 2)
+        for number, (day, create, updates) in enumerate(OLD_RUNS):
+            at = f"2026-05-{day}T09:20:00.000Z"
+            run_id = f"job-{number}"
+            waits = create == "pending" or (create != "dead" and "pending" in updates)
+            connection.execute(
+                "INSERT INTO runs (run_id, job_id, client_id, origin, airtable_record_id, sync, due_at, created_at,"
+                " changed_at, fields) VALUES (?, 'job', ?, 'kickoff', ?, 'pending', ?, ?, ?, '{}')",
+                (run_id, str(number), f"rec{number}" if create == "delivered" else None, at if waits else None, at, at),
+            )
+            messages = []
+            for kind in ("create", *["update"] * len(updates)):
+                insert = (
+                    "INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at)"
+                    """ VALUES (?, ?, 'kickoff', '["run_id"]', '{}', ?)"""
+                )
+                messages.append(connection.execute(insert, (run_id, kind, at)).lastrowid)
+            for message, state in zip(messages, (create, *updates), strict=True):
+                if state != "pending":
+                    connection.execute("UPDATE outbox SET state = 'sending', call_id = 1 WHERE id = ?", (message,))
+            for message, state in reversed(list(zip(messages, (create, *updates), strict=True))):
+                ended = {"id": message, "at": at, "state": state}
+                if state == "delivered":
+                    connection.execute("UPDATE outbox SET state = :state, delivered_at = :at WHERE id = :id", ended)
+                elif state == "dead":
+                    end = "UPDATE outbox SET state = :state, dead_at = :at, error_id = 1 WHERE id = :id"
+                    connection.execute(end, ended)
+        connection.execute("DELETE FROM outbox WHERE id = 2 AND kind = 'update' AND state = 'delivered'")
+        for day, outcome in OLD_CALLS:
+            at = f"2026-05-{day}T09:20:00.000Z"
+            connection.execute(
+                "INSERT INTO airtable_calls (method, outcome, records, messages, started_at, finished_at)"
+                " VALUES ('update', ?, 1, 1, ?, ?)",
+                (outcome, at, None if outcome == "in_flight" else at),
+            )
+
+
+async def test_a_filled_store_of_the_first_version_is_counted_rightly_when_it_is_upgraded_and_after(path: Path) -> None:
+    fill_first_version(path)
+    assert len(apply(path, read_migrations(migrations_directory()), LATER)) > 3
+    for kept, counted in COUNTS.items():
+        assert rows(path, kept) == rows(path, counted)
+    assert rows(path, "SELECT delivered, dead FROM outbox_counts") == [(5, 3)]
+    async with open_desk(path) as desk:
+        await desk.store.recover(LATER, timedelta(hours=1))
+        await desk.kick_off("New", LATER)
+        await desk.store.retry_all(kind=None, run_id=None, since=None, at=LATER, who=None)
+        await desk.deliver_all(LATER)
+        assert desk.cell("SELECT count(*) FROM outbox WHERE state <> 'delivered'") == 0
+    for kept, counted in COUNTS.items():
+        assert rows(path, kept) == rows(path, counted)
+    assert rows(path, "PRAGMA foreign_key_check") == []
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_open_errors_that_say_the_same_become_the_first_of_them(path: Path) -> None:
