@@ -26,7 +26,14 @@ async def house(tmp_path: Path) -> AsyncIterator[Harness]:
 
 
 @pytest.fixture
+async def served(house: Harness) -> AsyncIterator[Harness]:
+    """The same, running."""
+    async with house.running():
+        yield house
+
+
+@pytest.fixture
 async def quick_house(tmp_path: Path) -> AsyncIterator[Harness]:
-    """The same in a time that runs quickly: for what waits its due second, and does not judge how long that took."""
+    """The service in a time that runs quickly: for what waits its due second, and does not judge how long that took."""
     async with harness(tmp_path, clock=QuickClock(5), airtable={"timeout_seconds": 0.5}) as made:
         yield made

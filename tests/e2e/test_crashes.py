@@ -20,7 +20,7 @@ from app.sandbox.wire import WireServer
 from app.store.sqlite import delivery, intake, webhooks
 from tests.support.forked import Crash, Place
 from tests.support.forks import Forks, forking
-from tests.support.harness import AIRTABLE_KEY, INTERNAL_TOKEN, WEBHOOK_SECRET, make_airtable
+from tests.support.harness import environment_for, make_airtable
 from tests.support.load import Load, held
 from tests.support.process import free_port
 from tests.support.watching import rows, until
@@ -59,14 +59,7 @@ class Town:
         self.port = free_port()
         self.load = Load(f"http://127.0.0.1:{self.port}", self.rng)
         self.lives = 0
-        self.environment = {
-            "AIRTABLE_API_KEY": AIRTABLE_KEY,
-            "APIFY_WEBHOOK_SECRET": WEBHOOK_SECRET,
-            "INTERNAL_API_TOKEN": INTERNAL_TOKEN,
-            "RUNRECORDS_AIRTABLE__ENDPOINT_URL": wire.url,
-            "RUNRECORDS_AIRTABLE__BASE_ID": airtable.schema.base_id,
-            "RUNRECORDS_AIRTABLE__REQUESTS_PER_SECOND": "50",
-        }
+        self.environment = environment_for(airtable, wire)
 
     @contextlib.asynccontextmanager
     async def under_load(self) -> AsyncIterator[None]:

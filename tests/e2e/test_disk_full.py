@@ -17,7 +17,7 @@ from app.clock import SystemClock
 from app.sandbox.airtable_limits import NO_LIMITS
 from app.sandbox.wire import WireServer
 from tests.support.forks import Fork, forking
-from tests.support.harness import AIRTABLE_KEY, INTERNAL_TOKEN, WEBHOOK_SECRET, make_airtable
+from tests.support.harness import environment_for, make_airtable
 from tests.support.load import Load, held, kept
 from tests.support.watching import rows, until
 
@@ -91,14 +91,7 @@ async def fill_and_empty(folder: Path, room: Room) -> None:
     airtable.limits = NO_LIMITS
     store = folder / "runs.db"
     async with WireServer(airtable) as wire, forking() as forks, aiohttp.ClientSession() as http:
-        settings = {
-            "AIRTABLE_API_KEY": AIRTABLE_KEY,
-            "APIFY_WEBHOOK_SECRET": WEBHOOK_SECRET,
-            "INTERNAL_API_TOKEN": INTERNAL_TOKEN,
-            "RUNRECORDS_AIRTABLE__ENDPOINT_URL": wire.url,
-            "RUNRECORDS_AIRTABLE__BASE_ID": airtable.schema.base_id,
-            "RUNRECORDS_AIRTABLE__REQUESTS_PER_SECOND": "50",
-        }
+        settings = environment_for(airtable, wire)
         service = await forks.serve(folder, settings)
         assert await service.listening()
         room.take(service)

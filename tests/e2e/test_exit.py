@@ -21,7 +21,7 @@ from app.sandbox.apify_runs import Plan
 from app.sandbox.apify_server import ApifyServer
 from app.sandbox.wire import Faults, WireServer, applied_then_hang, dropped, hung
 from tests.support.forks import Fork, Forks, forking
-from tests.support.harness import AIRTABLE_KEY, INTERNAL_TOKEN, WEBHOOK_SECRET, make_airtable
+from tests.support.harness import environment_for, make_airtable
 from tests.support.load import Load, held, kept
 from tests.support.watching import rows, until
 
@@ -69,12 +69,8 @@ async def stop_one(
         service = await forks.serve(
             folder,
             {
-                "AIRTABLE_API_KEY": AIRTABLE_KEY,
+                **environment_for(airtable, wire),
                 "APIFY_TOKEN": TOKEN,
-                "APIFY_WEBHOOK_SECRET": WEBHOOK_SECRET,
-                "INTERNAL_API_TOKEN": INTERNAL_TOKEN,
-                "RUNRECORDS_AIRTABLE__ENDPOINT_URL": wire.url,
-                "RUNRECORDS_AIRTABLE__BASE_ID": airtable.schema.base_id,
                 "RUNRECORDS_APIFY__API_URL": apify.url,
                 "RUNRECORDS_APIFY__ACTOR_ID": HARVESTER.id,
                 "RUNRECORDS_APIFY__POLL_INTERVAL_SECONDS": "0.02",

@@ -22,7 +22,7 @@ from app.sandbox.wire import WireServer
 from app.store.sqlite.opening import prepare
 from tests.support.disk import Disk, read_acts
 from tests.support.forks import forking
-from tests.support.harness import AIRTABLE_KEY, INTERNAL_TOKEN, WEBHOOK_SECRET, make_airtable
+from tests.support.harness import environment_for, make_airtable
 from tests.support.load import Load, held, kept
 from tests.support.watching import rows, until
 
@@ -40,14 +40,7 @@ async def record(folder: Path, seed: int, answers: int) -> tuple[bytes, bytes, L
     airtable = make_airtable(SystemClock())
     airtable.limits = NO_LIMITS
     async with WireServer(airtable) as wire, forking() as forks:
-        environment = {
-            "AIRTABLE_API_KEY": AIRTABLE_KEY,
-            "APIFY_WEBHOOK_SECRET": WEBHOOK_SECRET,
-            "INTERNAL_API_TOKEN": INTERNAL_TOKEN,
-            "RUNRECORDS_AIRTABLE__ENDPOINT_URL": wire.url,
-            "RUNRECORDS_AIRTABLE__BASE_ID": airtable.schema.base_id,
-            "RUNRECORDS_AIRTABLE__REQUESTS_PER_SECOND": "50",
-        }
+        environment = environment_for(airtable, wire)
         service = await forks.serve(folder, environment)
         await service.listening()
         service.signal(signal.SIGTERM)

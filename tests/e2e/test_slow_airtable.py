@@ -16,7 +16,7 @@ from app.clock import SystemClock
 from app.sandbox.airtable_limits import NO_LIMITS
 from app.sandbox.wire import WireServer
 from tests.support.forks import Fork, forking
-from tests.support.harness import AIRTABLE_KEY, INTERNAL_TOKEN, WEBHOOK_SECRET, make_airtable
+from tests.support.harness import environment_for, make_airtable
 from tests.support.load import Load, held, kept
 from tests.support.watching import rows, until
 
@@ -35,14 +35,7 @@ async def hold(folder: Path, *, answers: int, slow_seconds: float) -> list[float
     airtable.limits = NO_LIMITS
     store = folder / "runs.db"
     async with WireServer(airtable, latency=slow_seconds, log_limit=1_000) as wire, forking() as forks:
-        settings = {
-            "AIRTABLE_API_KEY": AIRTABLE_KEY,
-            "APIFY_WEBHOOK_SECRET": WEBHOOK_SECRET,
-            "INTERNAL_API_TOKEN": INTERNAL_TOKEN,
-            "RUNRECORDS_AIRTABLE__ENDPOINT_URL": wire.url,
-            "RUNRECORDS_AIRTABLE__BASE_ID": airtable.schema.base_id,
-            "RUNRECORDS_AIRTABLE__REQUESTS_PER_SECOND": "50",
-        }
+        settings = environment_for(airtable, wire)
         service = await forks.serve(folder, settings)
         assert await service.listening()
         load = Load(service.url, random.Random(1))  # noqa: S311 - the same callers in every run

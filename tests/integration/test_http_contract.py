@@ -6,7 +6,6 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
-import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from app import service as composition
@@ -17,17 +16,10 @@ from app.web.contract import OPERATIONS
 from tests.support.contract import at, document_of, flaws_of, send
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
+    import pytest
     from aiohttp import web
 
     from tests.support.harness import Harness
-
-
-@pytest.fixture
-async def served(house: Harness) -> AsyncIterator[Harness]:
-    async with house.running():
-        yield house
 
 
 async def test_the_document_is_open_and_valid_openapi(served: Harness) -> None:

@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-async def served(house: Harness) -> AsyncIterator[Harness]:
-    async with house.running():
-        yield house
-
-
-@pytest.fixture
 async def tokenless(house: Harness) -> AsyncIterator[Harness]:
     house.secrets = replace(house.secrets, internal_tokens=(), webhook_secrets=())
     async with house.running():

@@ -11,16 +11,8 @@ import pytest
 from tests.support.watching import raw_request, rows, send_raw
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from app.model import Json
     from tests.support.harness import Harness
-
-
-@pytest.fixture
-async def served(house: Harness) -> AsyncIterator[Harness]:
-    async with house.running():
-        yield house
 
 
 GOOD = ["Guy-Wilson", "O'Brien", "a.b_c", "anna@example.com", "a+b", "José", "Владимир", "李小龍", "7", "a--b", "_x_"]

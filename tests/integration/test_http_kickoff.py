@@ -13,16 +13,9 @@ from tests.support.harness import Harness, harness
 from tests.support.watching import rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from app.model import Json
-
-
-@pytest.fixture
-async def served(house: Harness) -> AsyncIterator[Harness]:
-    async with house.running():
-        yield house
 
 
 KICKOFF: dict[str, Json] = {"client_id": "Guy-Wilson", "client_name": "Guy Wilson", "job_id": "251007-070457"}

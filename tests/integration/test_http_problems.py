@@ -12,8 +12,9 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from app.errors import MOST_FLAWS
+from app.errors import MOST_FLAWS, Malformed
 from app.web.edge import EdgeLimits
+from app.web.problems import problem_answer
 from tests.support.harness import Harness, harness
 from tests.support.watching import RawAnswer, meddle, raw_request, rows, send_raw
 
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.model import Json
-
-
-@pytest.fixture
-async def served(house: Harness) -> AsyncIterator[Harness]:
-    async with house.running():
-        yield house
 
 
 @pytest.fixture
@@ -162,6 +157,13 @@ async def test_an_error_of_ours_shows_no_insides_and_logs_its_context(served: Ha
     assert (failure["request_id"], failure["path"], failure["method"]) == ("trace-me-7", "/outbox", "GET")
     assert failure["exc_info"]
     assert (await served.call("GET", "/healthz")).status == 200
+
+
+def test_a_detail_that_is_no_unicode_is_told_all_the_same() -> None:
+    """Half of a surrogate pair cannot be written: the answer to a mistake must not fail over it."""
+    answer = problem_answer(Malformed("half \ud800 of a pair"), "trace-9")
+    assert isinstance(answer.body, bytes)
+    assert json.loads(answer.body)["detail"] == "half \ud800 of a pair"
 
 
 async def test_a_store_that_cannot_commit_answers_503_and_keeps_nothing(served: Harness) -> None:

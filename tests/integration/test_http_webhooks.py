@@ -12,16 +12,9 @@ from tests.support.harness import WEBHOOK_SECRET, Harness, harness, sample
 from tests.support.watching import raw_request, rows, send_raw
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from app.model import Json
-
-
-@pytest.fixture
-async def served(house: Harness) -> AsyncIterator[Harness]:
-    async with house.running():
-        yield house
 
 
 RUN_ID = "251007-070457-Guy-Wilson"

@@ -9,8 +9,6 @@ import pytest
 from tests.support.watching import calls, rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from app.model import Json
     from tests.support.harness import Harness
 
@@ -18,12 +16,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def house(quick_house: Harness) -> Harness:
     return quick_house
-
-
-@pytest.fixture
-async def served(house: Harness) -> AsyncIterator[Harness]:
-    async with house.running():
-        yield house
 
 
 async def change(house: Harness, run_id: str, **body: Json) -> int:

@@ -5,22 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import pytest
-
 from app.sandbox.hand_clock import HandClock
 from app.sandbox.wire import slow
 from tests.support.harness import Harness, harness
 from tests.support.watching import calls, let_time_pass, most_in_any_second, rows, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-@pytest.fixture
-async def served(house: Harness) -> AsyncIterator[Harness]:
-    async with house.running():
-        yield house
 
 
 async def add_posts(house: Harness, run_id: str, posts: int = 1) -> None:

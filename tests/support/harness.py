@@ -163,6 +163,18 @@ def make_secrets() -> Secrets:
     return Secrets(AIRTABLE_KEY, "", (WEBHOOK_SECRET,), (INTERNAL_TOKEN,))
 
 
+def environment_for(airtable: AirtableSandbox, server: WireServer) -> dict[str, str]:
+    """What a service in a process of its own is told: the secrets, and a base that takes many requests a second."""
+    return {
+        "AIRTABLE_API_KEY": AIRTABLE_KEY,
+        "APIFY_WEBHOOK_SECRET": WEBHOOK_SECRET,
+        "INTERNAL_API_TOKEN": INTERNAL_TOKEN,
+        "RUNRECORDS_AIRTABLE__ENDPOINT_URL": server.url,
+        "RUNRECORDS_AIRTABLE__BASE_ID": airtable.schema.base_id,
+        "RUNRECORDS_AIRTABLE__REQUESTS_PER_SECOND": "50",
+    }
+
+
 class QuickClock:
     """Time that runs some times as fast as it does, for the service and the sandbox alike: what waits waits shorter.
 
