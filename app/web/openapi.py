@@ -12,7 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from app import __version__, errors
 from app.fields import IDENTITY, MAX_DECIMAL, MAX_INTEGER, MAX_TEXT, NUMERIC, Field, FieldType
-from app.web.contract import Access
+from app.web.operation import Access
 from app.web.problems import CONTENT_TYPE, REQUEST_ID_HEADER
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from app.errors import Problem
     from app.fields import Registry
     from app.model import Json
-    from app.web.contract import Answer, Example, Operation, Parameter
+    from app.web.operation import Answer, Example, Operation, Parameter
 
 Object = dict[str, "Json"]
 

@@ -15,8 +15,9 @@ from app.config import Secrets
 from app.errors import ConfigError
 from app.sandbox.hand_clock import HandClock
 from app.service import running
-from app.web.contract import OPERATIONS, Access
+from app.web.contract import OPERATIONS
 from app.web.health import STORE_CHECK_SECONDS
+from app.web.operation import Access
 from tests.support.harness import INTERNAL_TOKEN, WEBHOOK_SECRET, Harness, harness, sample
 from tests.support.watching import raw_request, rows, send_raw
 

@@ -8,12 +8,12 @@ from urllib.parse import quote, urlencode
 
 from openapi_schema_validator import OAS31Validator
 
-from app.web.contract import Access
+from app.web.operation import Access
 from tests.support.harness import INTERNAL_TOKEN, WEBHOOK_SECRET
 
 if TYPE_CHECKING:
     from app.model import Json
-    from app.web.contract import Example, Operation
+    from app.web.operation import Example, Operation
     from tests.support.harness import Answered, Harness
 
 TOKENS = {Access.OPEN: None, Access.INTERNAL: INTERNAL_TOKEN, Access.WEBHOOK: WEBHOOK_SECRET}
