@@ -11,7 +11,7 @@ from app.web.docs import Docs
 from app.web.edge import EDGE
 from app.web.guard import request_ids
 from app.web.openapi import make_document
-from app.web.page import set_up_templates
+from app.web.page_frame import set_up_templates
 from app.web.problems import problems
 
 if TYPE_CHECKING:

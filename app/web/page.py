@@ -7,20 +7,13 @@ the contract for programs. What is done here is done by a form of this session, 
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
-import aiohttp_jinja2
 from aiohttp import web
-from jinja2 import FileSystemLoader, StrictUndefined
-from yarl import URL
 
-from app import __version__
-from app.errors import Conflict, Forbidden, Malformed, NotFound, Problem
+from app.errors import Conflict, Malformed, NotFound, Problem
 from app.logs import get_logger
 from app.model import Action, ErrorKind, ErrorState, MessageKind, MessageState, SyncState
 from app.store.views import (
@@ -32,23 +25,21 @@ from app.store.views import (
 )
 from app.web.activity import Activity
 from app.web.charts import delay_chart, flow_chart
-from app.web.guard import Bearer
-from app.web.page_requests import ROWS, id_of, page_of_ours, read_form, slice_of, text_of, word_of
-from app.web.session import Attempts, Session, Sessions, clean_name, is_form_of
-from app.web.showing import FILTERS
+from app.web.page_frame import Frame
+from app.web.page_requests import ROWS, id_of, slice_of, text_of, word_of
 from app.web.verdict import concerns, headline
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from app.clock import Clock
     from app.store.protocol import Reading, Replay
     from app.web.handlers import Check
+    from app.web.session import Session, Sessions
     from app.web.verdict import Standing
 
 log = get_logger(__name__)
 
-HERE: Final = Path(__file__).parent
 ROWS_AT_A_GLANCE: Final = 10
 MOST_NOTE: Final = 2_000
 
@@ -60,39 +51,6 @@ SPANS: Final[Mapping[str, tuple[str, timedelta, int]]] = {
     "7d": ("7 days", timedelta(hours=4), 42),
 }
 USUAL_SPAN: Final = "6h"
-
-HEADERS: Final[Mapping[str, str]] = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    # Not no-referrer: browsers would then say "Origin: null" with our own forms.
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-
-#: What was done, by the word that an address carries: nothing of an address is shown as it stands.
-DONE: Final[Mapping[str, str]] = {
-    "retried": "It will be sent again when its turn comes.",
-    "all_retried": "They will be sent again when their turn comes.",
-    "resolved": "The error is resolved.",
-    "checking": "The check has begun.",
-}
-
-
-def set_up_templates(application: web.Application) -> None:
-    aiohttp_jinja2.setup(
-        application,
-        loader=FileSystemLoader(HERE / "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        filters=FILTERS,
-    )
 
 
 class Page:
@@ -112,37 +70,30 @@ class Page:
         self._reading = reading
         self._replay = replay
         self._clock = clock
-        self._sessions = sessions
-        self._attempts = Attempts(clock)
+        self._frame = Frame(sessions, clock, public_url)
         self._activity = Activity(reading)
-        self._this_machine = Bearer((), "INTERNAL_API_TOKEN")
         self._check = check
         self._checking: asyncio.Task[None] | None = None
         self._standing = standing
         self._statuses = statuses
-        self._public = urlsplit(public_url)
         self._on_work = on_work
 
     def routes(self) -> list[web.AbstractRouteDef]:
         return [
-            web.get("/", self._seen(self.overview)),
-            web.get("/page/runs", self._seen(self.runs)),
-            web.get("/page/runs/{run_id}", self._seen(self.run)),
-            web.get("/page/errors", self._seen(self.errors)),
-            web.get("/page/errors/{id}", self._seen(self.error)),
-            web.post("/page/errors/{id}/resolve", self._done(self.resolve)),
-            web.get("/page/outbox", self._seen(self.outbox)),
-            web.get("/page/outbox/retry", self._seen(self.ask_retry_all)),
-            web.post("/page/outbox/retry", self._done(self.retry_all)),
-            web.get("/page/outbox/{id}", self._seen(self.message)),
-            web.post("/page/outbox/{id}/retry", self._done(self.retry)),
-            web.get("/page/check", self._seen(self.check)),
-            web.post("/page/check", self._done(self.begin_check)),
-            web.get("/page/sign-in", self._plain(self.ask_who)),
-            web.post("/page/sign-in", self._plain(self.sign_in)),
-            web.post("/page/sign-out", self._done(self.sign_out)),
-            web.get("/page/static/{name}", self._plain(self.static)),
-            web.get("/page/{rest:.*}", self._plain(self.nothing)),
+            web.get("/", self._frame.seen(self.overview)),
+            web.get("/page/runs", self._frame.seen(self.runs)),
+            web.get("/page/runs/{run_id}", self._frame.seen(self.run)),
+            web.get("/page/errors", self._frame.seen(self.errors)),
+            web.get("/page/errors/{id}", self._frame.seen(self.error)),
+            web.post("/page/errors/{id}/resolve", self._frame.done(self.resolve)),
+            web.get("/page/outbox", self._frame.seen(self.outbox)),
+            web.get("/page/outbox/retry", self._frame.seen(self.ask_retry_all)),
+            web.post("/page/outbox/retry", self._frame.done(self.retry_all)),
+            web.get("/page/outbox/{id}", self._frame.seen(self.message)),
+            web.post("/page/outbox/{id}/retry", self._frame.done(self.retry)),
+            web.get("/page/check", self._frame.seen(self.check)),
+            web.post("/page/check", self._frame.done(self.begin_check)),
+            *self._frame.routes(),
         ]
 
     # Looking
@@ -156,11 +107,11 @@ class Page:
         glance = Slice(ROWS_AT_A_GLANCE)
         missing = ErrorFilter(kind=ErrorKind.MISSING_RECORD, state=ErrorState.OPEN)
         found = concerns(counts, self._standing())
-        return self._html(
+        return self._frame.html(
             request,
             session,
             "overview.html",
-            origin=self._public.geturl() or f"{request.scheme}://{request.host}",
+            origin=self._frame.address_of(request),
             headline=headline(found),
             concerns=found,
             counts=counts,
@@ -182,7 +133,7 @@ class Page:
             sync=word_of(request, "sync", SyncState),
         )
         page = await self._reading.runs(chosen, slice_of(request))
-        return self._html(
+        return self._frame.html(
             request,
             session,
             "runs.html",
@@ -198,7 +149,7 @@ class Page:
         if run is None:
             raise NotFound("There is no run of this name: runs are created at kickoff only.")
         waiting = await self._reading.messages(MessageFilter(run_id=run_id, undelivered=True), Slice(ROWS))
-        return self._html(request, session, "run.html", run=run, waiting=waiting.rows)
+        return self._frame.html(request, session, "run.html", run=run, waiting=waiting.rows)
 
     async def errors(self, request: web.Request, session: Session) -> web.Response:
         chosen = ErrorFilter(
@@ -208,7 +159,7 @@ class Page:
             client_id=text_of(request, "client_id"),
         )
         page = await self._reading.errors(chosen, slice_of(request))
-        return self._html(
+        return self._frame.html(
             request,
             session,
             "errors.html",
@@ -223,7 +174,7 @@ class Page:
         if error is None:
             raise NotFound("There is no error of this number.")
         decisions = await self._reading.decisions(DecisionFilter(error_id=error.id), Slice(ROWS))
-        return self._html(
+        return self._frame.html(
             request,
             session,
             "error.html",
@@ -242,7 +193,7 @@ class Page:
         )
         page = await self._reading.messages(chosen, slice_of(request))
         kept = {"state": request.query.get("state") or None, "kind": chosen.kind, "run_id": chosen.run_id}
-        return self._html(
+        return self._frame.html(
             request,
             session,
             "outbox.html",
@@ -258,18 +209,18 @@ class Page:
         if message is None:
             raise NotFound("There is no message of this number: delivered ones are removed after a while.")
         decisions = await self._reading.decisions(DecisionFilter(message_id=message.id), Slice(ROWS))
-        return self._html(request, session, "message.html", message=message, decisions=decisions.rows)
+        return self._frame.html(request, session, "message.html", message=message, decisions=decisions.rows)
 
     async def ask_retry_all(self, request: web.Request, session: Session) -> web.Response:
         counts = await self._reading.counts(self._clock.now())
-        return self._html(request, session, "retry_all.html", dead=counts.dead, kinds=list(ErrorKind))
+        return self._frame.html(request, session, "retry_all.html", dead=counts.dead, kinds=list(ErrorKind))
 
     async def check(self, request: web.Request, session: Session) -> web.Response:
         counts = await self._reading.counts(self._clock.now())
         asked = await self._reading.decisions(DecisionFilter(action=Action.CHECK), Slice(ROWS_AT_A_GLANCE))
         standing = self._standing()
         last = counts.last_check
-        return self._html(request, session, "check.html", last=last, asked=asked.rows, standing=standing)
+        return self._frame.html(request, session, "check.html", last=last, asked=asked.rows, standing=standing)
 
     # Doing
 
@@ -317,166 +268,6 @@ class Page:
             await self._check(repair=repair)
         except Problem as problem:
             log.warning("page.check_ended", reason=problem.detail)
-
-    # Sessions
-
-    async def ask_who(self, request: web.Request) -> web.Response:
-        wanted = page_of_ours(request.query.get("next", "/"))
-        if not self._sessions.needs_token:
-            self._this_machine.check(request)
-        elif self._session(request) is not None:  # browsers keep a strict cookie back when a link leads here
-            return _see_other(wanted)
-        return self._sign_in_form(request, wanted=wanted)
-
-    async def sign_in(self, request: web.Request) -> web.Response:
-        self._check_origin(request)
-        if not self._sessions.needs_token:
-            self._this_machine.check(request)
-        form = await read_form(request)
-        wanted, name, peer = page_of_ours(form.get("next", "/")), clean_name(form.get("name", "")), request.remote or ""
-        if (wait := self._attempts.wait(peer)) > 0.0:
-            trouble = f"Too many tries: the next one counts in {math.ceil(wait)} s."
-            answer = self._sign_in_form(request, wanted=wanted, name=name, trouble=trouble, status=429)
-            answer.headers["Retry-After"] = str(math.ceil(wait))
-            return answer
-        cookie = self._sessions.open(form.get("token", ""), name)
-        if cookie is None:
-            self._attempts.failed(peer)
-            log.warning("page.sign_in_failed", peer=peer)
-            return self._sign_in_form(request, wanted=wanted, name=name, trouble="This is not the token.", status=403)
-        self._attempts.succeeded(peer)
-        log.info("page.signed_in", who=name, peer=peer)
-        answer = _see_other(wanted)
-        self._keep(request, answer, cookie)
-        return answer
-
-    async def sign_out(self, _request: web.Request, session: Session, _form: Mapping[str, str]) -> str:
-        self._sessions.end(session)
-        log.info("page.signed_out", who=session.name)
-        return "/page/sign-in"
-
-    def _sign_in_form(
-        self, request: web.Request, *, wanted: str, name: str = "", trouble: str | None = None, status: int = 200
-    ) -> web.Response:
-        answer = self._html(request, None, "sign_in.html", wanted=wanted, name=name, trouble=trouble)
-        answer.set_status(status)
-        return answer
-
-    def _keep(self, request: web.Request, answer: web.Response, cookie: str) -> None:
-        name, secure = self._cookie(request)
-        answer.set_cookie(name, cookie, path="/", httponly=True, samesite="Strict", secure=secure)
-
-    def _session(self, request: web.Request) -> Session | None:
-        return self._sessions.read(request.cookies.get(self._cookie(request)[0]))
-
-    def _cookie(self, request: web.Request) -> tuple[str, bool]:
-        """The cookie's name, and whether it goes over TLS only: browsers hold `__Host-` to that, and to this host."""
-        secure = request.scheme == "https" or self._public.scheme == "https"
-        return ("__Host-runrecords" if secure else "runrecords"), secure
-
-    def _check_origin(self, request: web.Request) -> None:
-        """A form comes from a page of ours: browsers say so with every POST. Raises `Forbidden`."""
-        origin = urlsplit(request.headers.get("Origin", ""))
-        ours = {request.host} | ({self._public.netloc} if self._public.netloc else set())
-        if origin.scheme not in {"http", "https"} or origin.netloc not in ours:
-            raise Forbidden("This form does not come from this page.")
-        if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
-            raise Forbidden("This form does not come from this page.")
-
-    # Around every handler
-
-    def _seen(self, show: Callable[[web.Request, Session], Awaitable[web.Response]]) -> _Handler:
-        """Show it to who has a session; ask the others to sign in."""
-
-        async def handler(request: web.Request) -> web.Response:
-            session = self._session(request)
-            if self._sessions.needs_token:
-                if session is None:
-                    return _see_other(URL("/page/sign-in").with_query(next=request.path_qs))
-                return await show(request, session)
-            self._this_machine.check(request)
-            if session is not None:
-                return await show(request, session)
-            cookie = self._sessions.open("", "")
-            session = self._sessions.read(cookie)
-            assert cookie is not None
-            assert session is not None
-            answer = await show(request, session)
-            self._keep(request, answer, cookie)
-            return answer
-
-        return self._plain(handler)
-
-    def _done(self, do: Callable[[web.Request, Session, Mapping[str, str]], Awaitable[str]]) -> _Handler:
-        """Do what a form of this session asks for, and show what came of it."""
-
-        async def handler(request: web.Request) -> web.Response:
-            self._check_origin(request)
-            if not self._sessions.needs_token:
-                self._this_machine.check(request)
-            session = self._session(request)
-            if session is None:
-                raise Forbidden("Your session has ended: sign in and do it again.")
-            form = await read_form(request)
-            if not is_form_of(session, form.get("csrf", "")):
-                raise Forbidden("This form is of another session: go back, reload the page and do it again.")
-            return _see_other(await do(request, session, form))
-
-        return self._plain(handler)
-
-    def _plain(self, handler: _Handler) -> _Handler:
-        """With the headers of a page; a problem is a page too."""
-
-        async def wrapped(request: web.Request) -> web.Response:
-            try:
-                answer = await handler(request)
-            except Problem as problem:
-                answer = self._html(request, None, "problem.html", problem=problem)
-                answer.set_status(problem.status)
-            for name, value in HEADERS.items():
-                answer.headers.setdefault(name, value)
-            return answer
-
-        return wrapped
-
-    def _html(self, request: web.Request, session: Session | None, template: str, **shown: object) -> web.Response:
-        context = {
-            "session": session,
-            "needs_token": self._sessions.needs_token,
-            "now": self._clock.now(),
-            "version": __version__,
-            "done": DONE.get(request.query.get("done", "")),
-            "path": request.path,
-            "asked": request.query,
-            **shown,
-        }
-        return aiohttp_jinja2.render_template(template, request, context)
-
-    async def nothing(self, _request: web.Request) -> web.Response:
-        raise NotFound("There is no page at this address.")
-
-    async def static(self, request: web.Request) -> web.Response:
-        """The style sheet, the script and the icon: nothing else, whatever the name says."""
-        kind = STATIC.get(request.match_info["name"])
-        if kind is None:
-            raise NotFound("There is no such file.")
-        answer = web.Response(body=(HERE / "static" / request.match_info["name"]).read_bytes(), content_type=kind)
-        answer.headers["Cache-Control"] = "no-cache"
-        return answer
-
-
-STATIC: Final[Mapping[str, str]] = {
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
-}
-
-if TYPE_CHECKING:
-    _Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-
-def _see_other(to: str | URL) -> web.Response:
-    return web.Response(status=303, headers={"Location": str(to)})
 
 
 def _said_step(step: timedelta) -> str:
