@@ -5,23 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import pytest
-
 from app.sandbox.hand_clock import START, HandClock
 from tests.support.harness import Harness, harness
 from tests.support.watching import rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from app.model import Json
-
-
-@pytest.fixture
-async def served(house: Harness) -> AsyncIterator[Harness]:
-    async with house.running():
-        yield house
 
 
 async def listed(house: Harness, path: str, name: str) -> list[dict[str, Json]]:
