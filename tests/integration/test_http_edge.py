@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.store.sqlite.reading import MOST_OF_A_DETAIL, MOST_OF_A_PAGE
-from app.web.edge import EdgeLimits
+from app.web.edge import Edge, EdgeLimits
 from tests.support.harness import Harness, harness
 from tests.support.watching import raw_request, rows, send_raw
 
@@ -70,6 +71,8 @@ async def test_what_is_no_http_is_a_problem_with_an_id_and_one_line_in_the_log(
             raw_request(b"GET", b"/runs", x="y" * 20_000),
             raw_request(b"GET", b"/" + b"y" * 20_000),
             raw_request(b"G ET", b"/runs"),
+            b"GET /runs HTTP/1.1\r\nAuthorization Bearer told-to-nobody\r\n\r\n",  # what the parser stumbles over
+            b"GET /runs?token=told-to-nobody\x01 HTTP/1.1\r\n\r\n",
             raw_request(b"POST", b"/runs", content_length="-5"),
             raw_request(b"POST", b"/runs", transfer_encoding="chunked"),
         ):
@@ -82,6 +85,7 @@ async def test_what_is_no_http_is_a_problem_with_an_id_and_one_line_in_the_log(
             assert len(answer.body) < 1_000
             assert [entry["event"] for entry in logs] == ["http.refused"], request[:40]
             assert "exc_info" not in logs[0]
+            assert "told-to-nobody" not in answer.body + str(logs), request[:40]
     assert [record for record in caplog.records if record.name.startswith("aiohttp")] == []
 
 
@@ -92,6 +96,11 @@ async def test_an_idle_connection_and_a_head_without_end_are_closed_in_time(tmp_
         async with asyncio.timeout(30):
             assert await silent.read() == b""
             assert await dribbling.read() == b""
+
+
+def test_half_of_the_files_are_left_to_the_store_and_the_clients() -> None:
+    edge = Edge(EdgeLimits(connections=10**9), str)
+    assert edge._most == resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 async def test_a_full_house_makes_room_by_closing_who_idles_longest(tmp_path: Path) -> None:
