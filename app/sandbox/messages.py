@@ -66,10 +66,6 @@ class WireRequest:
         """Find the first value of a query parameter, or None."""
         return next((value for key, value in self.query if key == name), None)
 
-    def params(self, name: str) -> tuple[str, ...]:
-        """Every value of a query parameter, in order."""
-        return tuple(value for key, value in self.query if key == name)
-
     @property
     def bearer(self) -> str | None:
         """The token of `Authorization: Bearer …`, or None."""
