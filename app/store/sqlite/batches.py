@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 from app.model import BatchState, Source
@@ -35,7 +35,7 @@ def batches_of(connection: sqlite3.Connection, run_id: str) -> list[Batch]:
 def move_batch(connection: sqlite3.Connection, moved: Batch, known: Sequence[str], when: When) -> None:
     """Write a batch's next state, and queue what it changes in its run."""
     before = batches_of(connection, moved.run_id)
-    connection.execute(UPDATE_BATCH, asdict(moved))
+    connection.execute(UPDATE_BATCH, {name: getattr(moved, name) for name in COLUMNS})
     now = [moved if one.id == moved.id else one for one in before]
     status_by = connection.execute(SELECT_STATUS_BY, (moved.run_id,)).fetchone()["status_by"]
     change = run_change(before, now, known=known, status_is_ours=status_by == "batches")
