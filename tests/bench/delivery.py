@@ -12,7 +12,7 @@ from app.fields import Change
 from app.logs import configure_logs
 from app.model import Kickoff
 from app.sandbox.faults import slow
-from tests.bench.frame import Options, Table
+from tests.bench.frame import Form, Options, Table
 from tests.bench.simulated import START, a_day, a_month, simulate, ten_minutes
 from tests.support.harness import Harness, harness
 from tests.support.stores import adding, open_desk
@@ -33,12 +33,12 @@ async def measure(options: Options) -> Sequence[Table]:
     folder = options.folder
     configure_logs((), quiet=True)
     return [
-        await _limit(folder, options.pick(quick=200, short=2_000, full=2_000)),
+        await _limit(folder, 200 if options.form is Form.QUICK else 2_000),
         await _burst(folder),
-        await _idle(folder, options.pick(quick=10, short=60, full=60)),
-        await _company(folder, options.pick(quick=300, short=300, full=3_000)),
+        await _idle(folder, 10 if options.form is Form.QUICK else 60),
+        await _company(folder, 300 if options.form is Form.QUICK else 3_000),
         await _lingering(folder, options.pick(quick=10, short=15, full=100)),
-        await _budget(folder, options.pick(quick=(10,), short=(10, 30), full=(10, 30, 100))),
+        await _budget(folder, (10,) if options.form is Form.QUICK else (10, 30, 100)),
     ]
 
 
