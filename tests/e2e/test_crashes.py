@@ -135,7 +135,11 @@ async def live_and_die(folder: Path, seed: int, points: list[tuple[str, Place]],
         here.rng.shuffle(deaths)
         async with here.under_load():
             for point in deaths:
-                await (here.die_at_any_moment() if point is None else here.die_at(point))
+                try:
+                    await (here.die_at_any_moment() if point is None else here.die_at(point))
+                except Exception as error:
+                    error.add_note(f"seed {seed}, life {here.lives}, to die at {point}")
+                    raise
         await here.ends_well()
         assert here.lives == len(deaths)
         assert len(here.load.ledger.told) > 10 * len(deaths)

@@ -8,6 +8,7 @@ a child is done to its `sqlite3` here, and nothing of it stands in the program.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import functools
 import json
 import os
@@ -83,6 +84,7 @@ def serve(order: ServeOrder) -> int:
     os.environ.update(order.environment)
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stderr.fileno())
+    faulthandler.register(signal.SIGUSR1)  # who waits in vain for our end learns where we are
     if order.crash is not None:
         Killing.crash, Killing.left = order.crash, order.crash.count
         sqlite3.connect = functools.partial(sqlite3.connect, factory=Killing)  # type: ignore[assignment]

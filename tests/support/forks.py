@@ -42,8 +42,14 @@ class Fork:
         await self.ending
 
     async def ended(self, timeout: float = 30.0) -> int:  # noqa: ASYNC109
-        async with asyncio.timeout(timeout):
-            return await asyncio.shield(self.ending)
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(self.ending)
+        except TimeoutError as error:
+            self.signal(signal.SIGUSR1)
+            await asyncio.sleep(1)
+            error.add_note(self.said()[-8_000:])
+            raise
 
     async def listening(self) -> bool:
         """Wait until it listens (`True`), or has died before that (`False`)."""
