@@ -114,6 +114,10 @@ def _check_integer(value: Json) -> int:
     return value
 
 
+def _is_fraction(cell: Json) -> bool:
+    return isinstance(cell, float) and not cell.is_integer()
+
+
 def _check_decimal(value: Json) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("takes a number")
@@ -301,14 +305,19 @@ class Registry(Mapping[str, Field]):
         return Change(setting, adding, appending)
 
     def read_cells(self, cells: Mapping[str, Json]) -> dict[str, Value]:
-        """The values of a record's cells; a cell that the registry does not know, or of another type, is left out."""
+        """The values of a record's cells; a cell that the registry does not know, or of another type, is left out.
+
+        A fraction that a person wrote into a column of integers is kept, so that what is added is added to it.
+        """
         values: dict[str, Value] = {}
         for column, cell in cells.items():
             name = self._names_by_column.get(column)
             if name is None or cell is None:
                 continue
+            field = self._fields[name]
+            check = _check_decimal if field.type is FieldType.INTEGER and _is_fraction(cell) else field.check
             try:
-                values[name] = self._fields[name].check(cell)
+                values[name] = check(cell)
             except ValueError:
                 continue
         return values

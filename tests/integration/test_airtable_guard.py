@@ -128,6 +128,15 @@ async def test_a_record_with_odd_cells_is_adopted_without_them(house: Harness, o
     assert shown["fields"]["progress_log"] == "by hand\nx"  # type: ignore[index, call-overload]
 
 
+async def test_a_fraction_in_a_column_of_integers_is_adopted_and_added_to(house: Harness) -> None:
+    run_id = "251007-070457-Guy-Wilson"
+    house.airtable.insert({"Run ID": run_id, "Total Posts Harvested": 5.5})
+    async with house.running():
+        await house.call("PATCH", f"/runs/{run_id}", {"add": {"posts_harvested": 2}})
+        await house.synced()
+        await until(lambda: house.records()[run_id]["Total Posts Harvested"] == 7.5)
+
+
 @pytest.mark.parametrize("odd", ["", "\ud800"], ids=ascii)
 async def test_a_look_that_finds_an_impossible_id_adopts_nothing_and_goes_on(house: Harness, odd: str) -> None:
     run_id = "251007-070457-Guy-Wilson"
