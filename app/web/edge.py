@@ -42,8 +42,9 @@ _SAY_SECONDS: Final = 60.0
 class EdgeLimits:
     """What the edge lets in. Memory is bounded by `connections` heads and answers, and `waiting_bytes` of bodies.
 
-    `idle_seconds` is for a connection without a request and for a head to arrive. A full house makes room by closing
-    who has idled longest, if for `spared_seconds`; else newcomers wait in the kernel's queue.
+    `idle_seconds` is for a connection without a request and for a head to arrive. Newcomers to a full house wait in the
+    kernel's queue. While any do, each answer is the last of its connection and says so, and who has idled longest has
+    to go, if for `spared_seconds`.
     """
 
     connections: int = 500
@@ -62,6 +63,7 @@ class Edge:
         self._most = max(1, min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self._open = 0
         self._left = asyncio.Event()
+        self._listener: socket.socket | None = None
         self._idle: OrderedDict[_Connection, float] = OrderedDict()
         self._waiting_bytes = 0
 
@@ -69,6 +71,7 @@ class Edge:
     async def accepting(self, server: web.Server, listener: socket.socket) -> AsyncIterator[None]:
         """Accept connections for as long as the block runs."""
         listener.setblocking(False)
+        self._listener = listener
         accepting = asyncio.create_task(self._accept(server, listener), name="accept")
         try:
             yield
@@ -107,8 +110,9 @@ class Edge:
                 self._idle.move_to_end(longest)
             else:
                 longest.end()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._left.wait(), _LOOK_SECONDS)
+        with contextlib.suppress(TimeoutError):  # no wait_for: before Python 3.12 it may swallow the stop
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await self._left.wait()
 
     # What connections and requests tell
 
@@ -130,13 +134,20 @@ class Edge:
             if isinstance(connection, _Connection):
                 self._idle.pop(connection, None)
             try:
-                return await handler(request)
+                answer = await handler(request)
+                if self._is_crowded():
+                    answer.force_close()
+                return answer
             finally:
                 self._waiting_bytes -= request[_HELD_BYTES]
                 if isinstance(connection, _Connection) and connection.transport is not None:
                     self._idle[connection] = asyncio.get_running_loop().time()
 
         return attended
+
+    def _is_crowded(self) -> bool:
+        """Whether somebody waits for one of the connections to end."""
+        return self._open >= self._most and self._listener is not None and _has_input(self._listener)
 
     def hold(self, request: web.Request, length: int) -> None:
         """Count a body of `length` bytes as waiting until its request is answered.
@@ -190,11 +201,7 @@ class _Connection(web.RequestHandler):
 
     def has_sent(self) -> bool:
         """Whether something came that was not read yet."""
-        if self.transport is None:
-            return False
-        looking = select.poll()
-        looking.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(looking.poll(0))
+        return self.transport is not None and _has_input(self.transport.get_extra_info("socket"))
 
     def end(self) -> None:
         """Close it at once, whatever its client has not read yet."""
@@ -211,6 +218,13 @@ class _Connection(web.RequestHandler):
         answer = self._edge.refuse(status, exc, message)
         answer.force_close()
         return answer
+
+
+def _has_input(one: socket.socket | asyncio.trsock.TransportSocket) -> bool:
+    """Whether a read, or an accept, would not wait."""
+    looking = select.poll()
+    looking.register(one.fileno(), select.POLLIN)
+    return bool(looking.poll(0))
 
 
 def _give_up_stuck_answers(connection: socket.socket, seconds: float) -> None:

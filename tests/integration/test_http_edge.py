@@ -53,11 +53,17 @@ async def connections(
                 await writer.wait_closed()
 
 
-async def answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, Json]]:
+async def next_answer(reader: asyncio.StreamReader) -> tuple[list[str], bytes]:
+    """The lines of its head, and its body."""
     async with asyncio.timeout(30):
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next(int(line.split(":")[1]) for line in head.splitlines() if line.startswith("Content-Length"))
-        return int(head.split()[1]), json.loads(await reader.readexactly(length))
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        length = next(int(line.split(":")[1]) for line in head if line.startswith("Content-Length"))
+        return head, await reader.readexactly(length)
+
+
+async def answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, Json]]:
+    head, body = await next_answer(reader)
+    return int(head[0].split()[1]), json.loads(body)
 
 
 async def test_what_is_no_http_is_a_problem_with_an_id_and_one_line_in_the_log(
@@ -129,6 +135,24 @@ async def test_a_request_under_way_is_never_closed_to_make_room(tmp_path: Path) 
         sender.write(request[-5:])
         assert (await answered(busy))[0] == 201
         assert (await answered(waiting))[0] == 200  # `busy` idles now, and made room
+
+
+async def test_while_others_wait_an_answer_is_the_last_of_its_connection_and_says_so(tmp_path: Path) -> None:
+    request = raw_request(b"GET", b"/healthz")
+    async with (
+        limited(tmp_path, EdgeLimits(connections=1, spared_seconds=60)) as house,
+        connections(house) as [(first, sender)],
+    ):
+        for _ in range(2):  # nobody waits: it goes on
+            sender.write(request)
+            head, _ = await next_answer(first)
+            assert "Connection: close" not in head
+        async with connections(house) as [(second, other)]:
+            other.write(request)
+            sender.write(request)
+            head, _ = await next_answer(first)
+            assert "Connection: close" in head
+            assert (await answered(second))[0] == 200
 
 
 async def test_more_bodies_than_may_wait_are_503_with_the_time_to_come_again(tmp_path: Path) -> None:
