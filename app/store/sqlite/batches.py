@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 COLUMNS: Final = tuple(one.name for one in fields(Batch))
 SELECT_BATCH = f"SELECT {', '.join(COLUMNS)} FROM batches"
 BATCHES_OF_RUN = f"{SELECT_BATCH} WHERE run_id = ? ORDER BY number"
-UPDATE_BATCH = f"UPDATE batches SET {', '.join(f'{name} = :{name}' for name in COLUMNS)} WHERE id = :id"
+#: A batch keeps its name. To write it again would cost more than it says: SQLite would look through all webhooks for
+#: those that refer to its id, as if that could change.
+NAME: Final = ("id", "run_id", "number", "token")
+UPDATE_BATCH = f"UPDATE batches SET {', '.join(f'{one} = :{one}' for one in COLUMNS if one not in NAME)} WHERE id = :id"
 SELECT_STATUS_BY = "SELECT status_by FROM runs WHERE run_id = ?"
 
 
