@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 COLUMNS: Final = tuple(one.name for one in fields(Batch))
 SELECT_BATCH = f"SELECT {', '.join(COLUMNS)} FROM batches"
+BATCH_BY_ID = f"{SELECT_BATCH} WHERE id = ?"
 BATCHES_OF_RUN = f"{SELECT_BATCH} WHERE run_id = ? ORDER BY number"
 #: A batch keeps its name. To write it again would cost more than it says: SQLite would look through all webhooks for
 #: those that refer to its id, as if that could change.
@@ -25,7 +26,7 @@ SELECT_STATUS_BY = "SELECT status_by FROM runs WHERE run_id = ?"
 
 
 def batch_of(row: sqlite3.Row) -> Batch:
-    values = {name: row[name] for name in COLUMNS}
+    values = dict(zip(COLUMNS, row, strict=True))
     values["state"] = BatchState(values["state"])
     values["outcome"] = BatchState(values["outcome"]) if values["outcome"] else None
     return Batch(**values)

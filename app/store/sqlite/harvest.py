@@ -8,7 +8,7 @@ from app.clock import iso
 from app.model import BatchState
 from app.policy.harvest import Batch, LookFailed, StartLost, after, first_look, longest_wait
 from app.store.protocol import BatchStep
-from app.store.sqlite.batches import SELECT_BATCH, batch_of, move_batch
+from app.store.sqlite.batches import BATCH_BY_ID, SELECT_BATCH, batch_of, move_batch
 from app.store.sqlite.webhooks import OTHER_HAS_RUN, release_held
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from app.policy.harvest import BatchEvent, HarvestRules
     from app.store.sqlite.intake import When
 
-BATCH_BY_ID = f"{SELECT_BATCH} WHERE id = ?"
 # A queued batch is due only while the plan's places are not all taken.
 DUE = """
 due_at IS NOT NULL AND (state <> 'queued' OR :most > (

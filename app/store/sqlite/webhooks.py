@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from pydantic import TypeAdapter
 
 from app.model import ErrorKind, OpenError, WebhookOutcome, WebhookTaken
-from app.policy.harvest import ActorRun, Batch, Report, reported
+from app.policy.harvest import Batch, Report, reported
 from app.store.protocol import WebhookEvent
-from app.store.sqlite.batches import SELECT_BATCH, batch_of, batches_of, move_batch
+from app.store.sqlite.batches import BATCH_BY_ID, SELECT_BATCH, batch_of, move_batch
 from app.store.sqlite.intake import COUNT_ERROR, When, open_missing_record
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ VALUES (:dispatch_id, :event, :event_key, :outcome, :detail, :run_id, :batch_id,
     :report, :error_id, :received_at, :body)
 """
 RUN_EXISTS = "SELECT 1 FROM runs WHERE run_id = ?"
+_REPORT: Final = TypeAdapter(Report)
 
 
 def accept_webhook(
@@ -96,8 +98,8 @@ def find_batch(connection: sqlite3.Connection, event: WebhookEvent, when: When) 
         return batch_of(row) if row is not None and row["apify_run_id"] is None else None
     if event.run_id is None or connection.execute(RUN_EXISTS, (event.run_id,)).fetchone() is None:
         return None
-    connection.execute(INSERT_OBSERVED, {"run_id": event.run_id, "at": when.at})
-    return batches_of(connection, event.run_id)[-1]
+    observed = connection.execute(INSERT_OBSERVED, {"run_id": event.run_id, "at": when.at})
+    return batch_of(connection.execute(BATCH_BY_ID, (observed.lastrowid,)).fetchone())
 
 
 def _keep(
@@ -115,7 +117,7 @@ def _keep(
             "batch_id": batch_id,
             "batch_token": event.batch_token,
             "apify_run_id": event.report.run.id if event.report else None,
-            "report": json.dumps(asdict(event.report)) if event.report else None,
+            "report": _REPORT.dump_json(event.report).decode() if event.report else None,
             "error_id": taken.error.id if taken.error else None,
             "received_at": when.at,
             "body": event.body,
@@ -174,7 +176,7 @@ def release_held(
     apify_run_id = batch.apify_run_id if batch else None
     matched = []
     for row in connection.execute(SELECT_HELD_EVENTS, {"apify_run_id": apify_run_id, "run_id": run_id}).fetchall():
-        report = report_of(row["report"])
+        report = _REPORT.validate_json(row["report"])
         event = WebhookEvent(
             event=report.event or "", body="", report=report, run_id=run_id, batch_token=row["batch_token"]
         )
@@ -190,8 +192,3 @@ def release_held(
         connection.execute(RESOLVE_UNMATCHED, (when.at, note, f"Apify run {report.run.id}"))
     for one in matched:  # others may have waited for what it turned out to be
         release_held(connection, one, run_id, now=now, when=when, rules=rules, known=known)
-
-
-def report_of(text: str) -> Report:
-    stored = json.loads(text)
-    return Report(ActorRun(**stored["run"]), stored["at"], stored["event"])
