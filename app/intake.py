@@ -20,7 +20,6 @@ from app.model import (
     MAX_ID,
     MAX_RUN_ID,
     BatchOrder,
-    Created,
     Duplicate,
     ErrorKind,
     Held,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from app.model import Json, OpenError, UpdateOutcome, WebhookTaken
     from app.store.protocol import Intake as IntakeStore
     from app.store.protocol import WebhookEvent
+    from app.store.views import KickoffTaken
 
 log = get_logger(__name__)
 
@@ -112,7 +112,7 @@ class Intake:
         self._on_missing = on_missing
         self._meters = meters
 
-    async def create_run(self, request: KickoffRequest, idempotency_key: str | None) -> Created:
+    async def create_run(self, request: KickoffRequest, idempotency_key: str | None) -> KickoffTaken:
         """Create the run, or find that it exists.
 
         Raises:
@@ -129,15 +129,15 @@ class Intake:
             batches=self._batches(request),
             idempotency=_idempotency(idempotency_key, dump(request.model_dump())),
         )
-        created = await self._store.accept_create(kickoff, now)
+        taken = await self._store.accept_create(kickoff, now)
         self._on_work()
-        if created.created:
-            log.info("run.created", run_id=created.run_id, batches=len(kickoff.batches))
+        if taken.created:
+            log.info("run.created", run_id=taken.run_id, batches=len(kickoff.batches))
         else:
-            log.info("run.existed", run_id=created.run_id)
-        if created.held_applied:
-            log.warning("run.created_late", run_id=created.run_id, held_applied=created.held_applied)
-        return created
+            log.info("run.existed", run_id=taken.run_id)
+        if taken.held_applied:
+            log.warning("run.created_late", run_id=taken.run_id, held_applied=taken.held_applied)
+        return taken
 
     async def update_run(self, run_id: str, request: UpdateRequest, idempotency_key: str | None) -> UpdateOutcome:
         """Queue the update, or hold it where the run does not exist.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.fields import Fold
-    from app.model import Action, BatchState, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.model import Action, BatchState, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.budget import Allowance
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, Report
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ErrorFilter,
         ErrorView,
         HowFar,
+        KickoffTaken,
         MessageFilter,
         MessageView,
         NoRun,
@@ -158,7 +159,7 @@ class Intake(Protocol):
     Every unit raises `StoreUnavailable` when nothing could be kept.
     """
 
-    async def accept_create(self, kickoff: Kickoff, at: datetime) -> Created:
+    async def accept_create(self, kickoff: Kickoff, at: datetime) -> KickoffTaken:
         """Create a run, or find that it exists: the only unit that creates one.
 
         Raises:

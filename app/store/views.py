@@ -164,6 +164,22 @@ class RunView:
 
 
 @dataclass(frozen=True, slots=True)
+class KickoffTaken:
+    """What became of a kickoff, and its run as it stood then.
+
+    `created` is false where the run existed; `held_applied` counts the held updates that it set free.
+    """
+
+    run: RunView
+    created: bool
+    held_applied: int = 0
+
+    @property
+    def run_id(self) -> str:
+        return self.run.run_id
+
+
+@dataclass(frozen=True, slots=True)
 class NoRun:
     """A run that nobody kicked off, and what is known of it where something named it all the same."""
 

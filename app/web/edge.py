@@ -25,6 +25,7 @@ from app.logs import get_logger
 from app.web.problems import OURS, problem_answer
 
 if TYPE_CHECKING:
+    from asyncio.trsock import TransportSocket
     from collections.abc import AsyncIterator, Callable
 
     from aiohttp.typedefs import Handler, Middleware
@@ -220,7 +221,7 @@ class _Connection(web.RequestHandler):
         return answer
 
 
-def _has_input(one: socket.socket | asyncio.trsock.TransportSocket) -> bool:
+def _has_input(one: socket.socket | TransportSocket) -> bool:
     """Whether a read, or an accept, would not wait."""
     looking = select.poll()
     looking.register(one.fileno(), select.POLLIN)

@@ -116,10 +116,8 @@ class Calls:
     async def create_run(self, request: web.Request) -> web.Response:
         self._internal.check(request)
         asked = await _body(request, KickoffRequest)
-        created = await self._intake.create_run(asked, request.headers.get(contract.IDEMPOTENCY_HEADER))
-        run = await self._existing_run(created.run_id)
-        answer = RunCreated.of(run, created=created.created)
-        return shapes.RUN_CREATED.answer(answer, status=201 if created.created else 200)
+        taken = await self._intake.create_run(asked, request.headers.get(contract.IDEMPOTENCY_HEADER))
+        return shapes.RUN_CREATED.answer(RunCreated.of(taken), status=201 if taken.created else 200)
 
     async def update_run(self, request: web.Request) -> web.Response:
         self._internal.check(request)

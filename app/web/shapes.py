@@ -17,6 +17,7 @@ from app.model import ErrorKind, OpenError, WebhookOutcome  # noqa: TC001
 from app.store.views import (
     CheckReport,
     ErrorView,
+    KickoffTaken,
     MessageView,
     PruneReport,
     RunSummary,
@@ -65,8 +66,9 @@ class RunCreated(RunView):
     created: bool
 
     @staticmethod
-    def of(run: RunView, *, created: bool) -> RunCreated:
-        return RunCreated(**{one.name: getattr(run, one.name) for one in fields(RunView)}, created=created)
+    def of(taken: KickoffTaken) -> RunCreated:
+        run = {one.name: getattr(taken.run, one.name) for one in fields(RunView)}
+        return RunCreated(**run, created=taken.created)
 
 
 @dataclass(frozen=True, slots=True)

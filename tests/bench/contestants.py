@@ -19,7 +19,6 @@ from aiohttp import web
 from app import cli
 from app.fields import Change, check_sums, dump, fold, load_fold
 from app.model import (
-    Created,
     Duplicate,
     Kickoff,
     MessageKind,
@@ -42,7 +41,7 @@ from app.store.sqlite.connection import (
     connect_writing,
 )
 from app.store.sqlite.store import SqliteStore
-from app.store.views import RunView
+from app.store.views import KickoffTaken, RunView
 from app.web.guard import read_body
 from app.web.handlers import Calls
 
@@ -94,22 +93,20 @@ class BareCalls(Calls):
 class NothingKept(SqliteStore):
     """Says yes to all, and keeps nothing."""
 
-    async def accept_create(self, kickoff: Kickoff, at: datetime) -> Created:  # noqa: ARG002
-        return Created(run_id_of(kickoff.job_id or "", kickoff.client_id), created=True)
+    async def accept_create(self, kickoff: Kickoff, at: datetime) -> KickoffTaken:  # noqa: ARG002
+        job_id, client_id, then = kickoff.job_id or "", kickoff.client_id, "2026-05-16T09:20:00.000Z"
+        run_id = run_id_of(job_id, client_id)
+        run = RunView(
+            run_id, job_id, client_id, client_id, "Running", "pending", None, "kickoff", then, then,
+            {"run_id": run_id, "client_id": client_id, "status": "Running"}, (), (), (),
+        )  # fmt: skip
+        return KickoffTaken(run, created=True)
 
     async def accept_update(self, update: Update, at: datetime) -> UpdateOutcome:  # noqa: ARG002
         return Queued(update.run_id, 1)
 
     async def accept_webhook(self, event: WebhookEvent, at: datetime) -> WebhookTaken:  # noqa: ARG002
         return WebhookTaken(WebhookOutcome.QUEUED, event.run_id)
-
-    async def run(self, run_id: str) -> RunView | None:
-        at = "2026-05-16T09:20:00.000Z"
-        job_id, _, client_id = run_id.rpartition("-")
-        return RunView(
-            run_id, job_id, client_id, client_id, "Running", "pending", None, "kickoff", at, at,
-            {"run_id": run_id, "client_id": client_id, "status": "Running"}, (), (), (),
-        )  # fmt: skip
 
 
 class OneByOne(GroupCommit):

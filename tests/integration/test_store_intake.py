@@ -11,7 +11,7 @@ import pytest
 
 from app.errors import Conflict, IdempotencyKeyReused, Invalid
 from app.fields import MAX_DECIMAL, MAX_INTEGER, Change
-from app.model import BatchOrder, Created, Duplicate, ErrorKind, Held, Idempotency, Kickoff, Queued, Update
+from app.model import BatchOrder, Duplicate, ErrorKind, Held, Idempotency, Kickoff, Queued, Update
 from app.store.sqlite import intake
 from app.store.sqlite.connection import connect_writing
 from app.store.sqlite.intake import When
@@ -38,10 +38,11 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 async def test_a_kickoff_makes_a_run_and_its_create(desk: Desk) -> None:
-    created = await desk.store.accept_create(kickoff(client_name="Guy Wilson"), AT)
-    assert created == Created(RUN, created=True)
+    taken = await desk.store.accept_create(kickoff(client_name="Guy Wilson"), AT)
+    assert (taken.created, taken.held_applied) == (True, 0)
     run = await desk.store.run(RUN)
     assert run is not None
+    assert run == taken.run
     assert (run.job_id, run.client_id, run.client_name, run.sync) == (JOB, "Guy", "Guy Wilson", "pending")
     assert run.fields == {"run_id": RUN, "client_id": "Guy", "client_name": "Guy Wilson"}
     assert desk.states(RUN) == [("create", "pending", 0)]
@@ -50,8 +51,9 @@ async def test_a_kickoff_makes_a_run_and_its_create(desk: Desk) -> None:
 async def test_the_same_kickoff_again_finds_the_run_and_writes_nothing_to_it(desk: Desk) -> None:
     await desk.kick_off(client_name="Guy Wilson")
     before = await desk.store.run(RUN)
-    assert await desk.store.accept_create(kickoff(client_name="Another"), later(60)) == Created(RUN, created=False)
-    assert await desk.store.run(RUN) == before
+    taken = await desk.store.accept_create(kickoff(client_name="Another"), later(60))
+    assert not taken.created
+    assert await desk.store.run(RUN) == before == taken.run
     assert desk.states(RUN) == [("create", "pending", 0)]
     assert (await desk.store.stats(AT)).creations[0].already_existed == 1
 
@@ -230,9 +232,10 @@ async def test_a_late_kickoff_lets_the_held_updates_follow_its_create_in_order(d
     await desk.store.accept_update(adding(RUN, posts_harvested=5), later(1))
     await desk.store.accept_update(setting("251007-070457-Other", posts_harvested=99), later(1))
     created = await desk.store.accept_create(kickoff(posts_harvested=1), later(2))
-    assert created == Created(RUN, created=True, held_applied=2)
+    assert (created.created, created.held_applied) == (True, 2)
     run = await desk.store.run(RUN)
     assert run is not None
+    assert run == created.run
     assert run.fields["posts_harvested"] == 15
     assert [kind for kind, _, _ in desk.states(RUN)] == ["create", "update", "update"]
     (error,) = run.errors

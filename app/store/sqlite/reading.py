@@ -62,8 +62,15 @@ SELECT_RUN_ERRORS = f"{ERROR_COLUMNS} WHERE run_id = ? ORDER BY id DESC LIMIT {L
 
 def run(connection: sqlite3.Connection, run_id: str) -> RunView | None:
     row = connection.execute(SELECT_RUN, (run_id,)).fetchone()
-    if row is None:
-        return None
+    return None if row is None else _run_view(connection, row)
+
+
+def existing_run(connection: sqlite3.Connection, run_id: str) -> RunView:
+    return _run_view(connection, connection.execute(SELECT_RUN, (run_id,)).fetchone())
+
+
+def _run_view(connection: sqlite3.Connection, row: sqlite3.Row) -> RunView:
+    run_id: str = row["run_id"]
     summary = _run_summary(row)
     return RunView(
         run_id=summary.run_id,

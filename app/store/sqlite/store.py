@@ -21,7 +21,7 @@ from app.store.sqlite import (
     webhooks,
 )
 from app.store.sqlite.intake import When
-from app.store.views import HowFar
+from app.store.views import HowFar, KickoffTaken
 
 if TYPE_CHECKING:
     import sqlite3
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from app.model import Action, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.model import Action, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.budget import Allowance
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, HarvestRules
@@ -156,17 +156,18 @@ class SqliteStore(SqliteReading):
 
     # Intake
 
-    async def accept_create(self, kickoff: Kickoff, at: datetime) -> Created:
+    async def accept_create(self, kickoff: Kickoff, at: datetime) -> KickoffTaken:
         return await self._writer.run(lambda connection: self._accept_create(connection, kickoff, at))
 
-    def _accept_create(self, connection: sqlite3.Connection, kickoff: Kickoff, at: datetime) -> Created:
+    def _accept_create(self, connection: sqlite3.Connection, kickoff: Kickoff, at: datetime) -> KickoffTaken:
         when = self._when(at)
         created = intake.accept_create(connection, kickoff, now=at, when=when)
         if created.created:
             webhooks.release_held(
                 connection, None, created.run_id, now=at, when=when, rules=self._rules, known=self._run_fields
             )
-        return created
+        run = reading.existing_run(connection, created.run_id)
+        return KickoffTaken(run, created.created, created.held_applied)
 
     async def accept_update(self, update: Update, at: datetime) -> UpdateOutcome:
         when = self._when(at)
