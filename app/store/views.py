@@ -54,6 +54,15 @@ class Slice:
     before: int | None = None
 
 
+#: SQLite's integers have 63 bits; 18 digits always fit.
+_MOST_DIGITS = 18
+
+
+def number_of(text: str) -> int | None:
+    """An id, a cursor or a limit as an address writes it; `None` where no row can have such a number."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
+
+
 @dataclass(frozen=True, slots=True)
 class RunFilter:
     client_id: str | None = None

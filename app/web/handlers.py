@@ -29,6 +29,7 @@ from app.store.views import (
     RunFilter,
     RunView,
     Slice,
+    number_of,
 )
 from app.web import contract, shapes
 from app.web.guard import Bearer, check_json, read_body
@@ -242,13 +243,9 @@ async def _body(request: web.Request, model: type[ModelT], *, optional: bool = F
 
 def _id(request: web.Request) -> int:
     text = request.match_info["id"]
-    if not text.isascii() or not text.isdecimal() or len(text) > _MOST_DIGITS:
+    if (number := number_of(text)) is None:
         raise NotFound(f"{text[:40]!r} is no id: ids are whole numbers")
-    return int(text)
-
-
-#: SQLite's integers have 63 bits; 18 digits always fit.
-_MOST_DIGITS = 18
+    return number
 
 
 def _since(text: str | None) -> datetime | None:
@@ -298,9 +295,9 @@ class _Query:
         value = self._given.get(name)
         if value is None:
             return None
-        if not value.isascii() or not value.isdecimal() or len(value) > _MOST_DIGITS:
+        if (number := number_of(value)) is None:
             raise Invalid.because([Flaw("", f"{name!r} takes {'next_cursor' if name == 'cursor' else 'a number'}")])
-        return int(value)
+        return number
 
 
 FoundT = TypeVar("FoundT")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from app.errors import Malformed, NotFound, UnsupportedMediaType
-from app.store.views import Slice
+from app.store.views import Slice, number_of
 from app.web.guard import read_body
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 ROWS: Final = 50
-#: SQLite's integers have 63 bits; 18 digits always fit.
-_MOST_DIGITS: Final = 18
 
 
 async def read_form(request: web.Request) -> dict[str, str]:
@@ -39,10 +37,10 @@ def page_of_ours(path: str) -> str:
 
 
 def id_of(request: web.Request) -> int:
-    text = request.match_info["id"]
-    if not text.isascii() or not text.isdecimal() or len(text) > _MOST_DIGITS:
+    number = number_of(request.match_info["id"])
+    if number is None:
         raise NotFound("There is nothing of this number.")
-    return int(text)
+    return number
 
 
 def text_of(request: web.Request, name: str) -> str | None:
@@ -55,5 +53,4 @@ def word_of(request: web.Request, name: str, known: type[StrEnum]) -> str | None
 
 
 def slice_of(request: web.Request) -> Slice:
-    cursor = request.query.get("cursor", "")
-    return Slice(ROWS, int(cursor) if cursor.isascii() and cursor.isdecimal() and len(cursor) <= _MOST_DIGITS else None)
+    return Slice(ROWS, number_of(request.query.get("cursor", "")))
