@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -40,7 +41,7 @@ def make_application(
         client_max_size=max_body_bytes, middlewares=[request_ids(new_id), edge.middleware(), problems]
     )
     application[EDGE] = edge
-    docs = Docs(make_document(OPERATIONS, registry))
+    docs = Docs(partial(make_document, OPERATIONS, registry))
     application.add_routes([*calls.routes(), *health.routes(), *metrics.routes(), *docs.routes(), *page.routes()])
     set_up_templates(application)
     return application

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from functools import cached_property
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from markupsafe import Markup
 from app.web import contract
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from app.model import Json
 
@@ -28,14 +29,25 @@ _MOST_WORDS: Final = 12
 
 
 class Docs:
-    """Both are made once: the contract does not change while the service runs."""
+    """Each is made once, when it is first asked for: the contract does not change while the service runs."""
 
-    def __init__(self, document: Mapping[str, Json]) -> None:
+    def __init__(self, make_document: Callable[[], Mapping[str, Json]]) -> None:
+        self._make_document = make_document
+
+    @cached_property
+    def _document(self) -> Mapping[str, Json]:
+        return self._make_document()
+
+    @cached_property
+    def _json(self) -> bytes:
+        return json.dumps(self._document, ensure_ascii=False, indent=1).encode()
+
+    @cached_property
+    def _page(self) -> tuple[str, Mapping[str, str]]:
+        """The page and its headers."""
         style = resources.files("app.web").joinpath(_TEMPLATES, "docs.css").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-        self._json = json.dumps(document, ensure_ascii=False, indent=1).encode()
-        self._page = _render(document, style)
-        self._headers = {
+        return _render(self._document, style), {
             "Content-Security-Policy": (
                 f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; "
                 "frame-ancestors 'none'"
@@ -51,7 +63,8 @@ class Docs:
         return web.Response(body=self._json, content_type="application/json")
 
     async def page(self, _request: web.Request) -> web.Response:
-        return web.Response(text=self._page, content_type="text/html", headers=self._headers)
+        text, headers = self._page
+        return web.Response(text=text, content_type="text/html", headers=headers)
 
 
 def _render(document: Mapping[str, Json], style: str) -> str:
