@@ -42,6 +42,7 @@ from app.store.protocol import BatchStep, WebhookEvent
 from app.store.sqlite.batches import batch_of
 from app.store.sqlite.opening import open_store
 from tests.support.examples import examples
+from tests.support.stores import put_empty_store
 
 if TYPE_CHECKING:
     from app.policy.harvest import Batch, BatchEvent
@@ -86,6 +87,7 @@ class BatchMachine(RuleBasedStateMachine):
         self.now = datetime(2026, 5, 16, 9, 0, tzinfo=UTC)
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "runs.db"
+        put_empty_store(self.path)
         self.runner = asyncio.Runner()
         self.stack = contextlib.AsyncExitStack()
         self.store = self.runner.run(self._open())

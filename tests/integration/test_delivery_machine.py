@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -34,14 +33,11 @@ from app.intake import BatchRequest, KickoffRequest, UpdateRequest
 from app.model import Duplicate, Held, Queued
 from app.sandbox.airtable_errors import ErrorForms, RateLimitForm, billing_limit_exceeded, forbidden, rate_limit_reached
 from app.sandbox.messages import WireResponse
-from app.store.sqlite.opening import prepare
 from tests.support.examples import examples
 from tests.support.expected import Batch, Change, Run, Told
 from tests.support.world import LATE, LOST, SPOILED, World
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from app.model import Json
     from tests.support.house_by_hand import Flight
 
@@ -97,6 +93,8 @@ NOT_APPLIED = [
     no(500),
     no(503, "20"),
     no(408),
+    odd(b"{}"),
+    odd(b"<html>"),
     *RATE_LIMITED,
     billing_limit_exceeded().response(ErrorForms()),
     forbidden().response(ErrorForms()),
@@ -132,11 +130,9 @@ STEPS = Steps()
 
 
 class DeliveryMachine(RuleBasedStateMachine):
-    template: Path
-
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.template)
+        self.world = World()
 
     # Callers
 
@@ -497,12 +493,6 @@ def play(times: int, steps: int) -> None:
     )
     took = time.monotonic() - began
     print(f"{STEPS.count - before} steps in {took:.1f} s: {(STEPS.count - before) / took * 60:.0f} a minute")  # noqa: T201
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _template(tmp_path_factory: pytest.TempPathFactory) -> None:
-    DeliveryMachine.template = tmp_path_factory.mktemp("template") / "runs.db"
-    prepare(DeliveryMachine.template, datetime(2026, 5, 16, 9, tzinfo=UTC))
 
 
 @pytest.mark.timeout(7200)  # thousands of examples in `make soak`; a house that is stuck says so by itself

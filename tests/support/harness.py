@@ -31,6 +31,7 @@ from app.sandbox.airtable_schema import Ids, schema_from_columns
 from app.sandbox.apify_account import HARVESTER
 from app.sandbox.wire import WireServer
 from app.service import Service, Sources, running
+from tests.support.stores import put_empty_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -83,6 +84,7 @@ class Harness:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Service]:
+        put_empty_store(self.store_path)
         async with running(self.settings, self.secrets, self.sources) as service, aiohttp.ClientSession() as http:
             self.service, self.http = service, http
             try:

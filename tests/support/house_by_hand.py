@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import random
-import shutil
 import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -25,7 +24,7 @@ from app.sandbox.airtable_limits import NO_LIMITS
 from app.store.sqlite.opening import open_store
 from app.sync import SyncLoop, SyncRules
 from tests.support.harness import AIRTABLE_KEY, make_airtable, make_settings
-from tests.support.stores import HARVEST
+from tests.support.stores import HARVEST, put_empty_store
 from tests.support.wire_by_hand import URL, AccessByHand, HandWire, JumpingClock
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class Flight:
 class HouseByHand:
     """Lives on a loop of its own, and can be killed and opened again; the clock, the emulator and the file stay."""
 
-    def __init__(self, folder: Path, template: Path | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.loop = asyncio.new_event_loop()
         self.clock = JumpingClock()
         self.airtable = make_airtable(self.clock)
@@ -88,8 +87,7 @@ class HouseByHand:
         self.settings = make_settings(folder, URL, self.airtable.schema.base_id)
         self.registry: Registry = self.settings.registry()
         self.path = folder / "runs.db"
-        if template is not None:
-            shutil.copyfile(template, self.path)
+        put_empty_store(self.path)
         self.flights: list[Flight] = []
         self.look: asyncio.Task[float | None] | None = None
         self._tokens = 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import sqlite3
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.config import DEFAULT_FIELDS
@@ -14,11 +17,10 @@ from app.fields import Change
 from app.model import Idempotency, Kickoff, Queued, Update
 from app.policy.delivery import Claim, RetryRules, Written, settle
 from app.policy.harvest import HarvestRules
-from app.store.sqlite.opening import open_store
+from app.store.sqlite.opening import open_store, prepare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from app.fields import Number, Value
     from app.model import UpdateOutcome
@@ -100,8 +102,23 @@ class Desk:
         return self.rows("SELECT kind, state, attempts FROM outbox WHERE run_id = ? ORDER BY id", run_id)
 
 
+@functools.cache
+def _empty_store() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "runs.db"
+        prepare(path, AT)
+        return path.read_bytes()
+
+
+def put_empty_store(path: Path) -> None:
+    """Put a store of this version where nothing of one is: making it takes longer than most tests of it."""
+    if path.parent.is_dir() and not [*path.parent.glob(f"{path.name}*")]:
+        path.write_bytes(_empty_store())
+
+
 @contextlib.asynccontextmanager
 async def open_desk(path: Path, at: datetime = AT, *, linger_seconds: float = 0.0) -> AsyncIterator[Desk]:
+    put_empty_store(path)
     async with open_store(
         path, at=at, linger_seconds=linger_seconds, run_fields=tuple(DEFAULT_FIELDS), rules=HARVEST
     ) as store:

@@ -51,13 +51,11 @@ LATE: Final = requests.ReadTimeout("too late")
 
 
 class World:
-    """`template` is an empty store, copied because making one takes long."""
-
-    def __init__(self, template: Path) -> None:
+    def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.logs = capture_logs()
         self.logged = self.logs.__enter__()
-        self.house = HouseByHand(self.folder, template)
+        self.house = HouseByHand(self.folder)
         self.model = Expected()
         self.told: list[Told] = []
         self.sent: list[float] = []  # when requests left, monotonic
