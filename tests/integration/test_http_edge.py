@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import resource
+import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from app.model import Json
 
 GUY = b'{"client_id": "Guy"}'
+JOB_GUY = b'{"client_id": "Guy", "job_id": "j"}'
 
 
 @contextlib.asynccontextmanager
@@ -153,6 +155,24 @@ async def test_while_others_wait_an_answer_is_the_last_of_its_connection_and_say
             head, _ = await next_answer(first)
             assert "Connection: close" in head
             assert (await answered(second))[0] == 200
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux gives such a client up")
+async def test_who_takes_nothing_of_his_answer_is_given_up_for_the_next(tmp_path: Path) -> None:
+    """What the kernel has no room for waits in the service, and would keep his connection open for ever."""
+    limits = EdgeLimits(connections=1, idle_seconds=0.2, spared_seconds=600)
+    async with limited(tmp_path, limits, max_body_bytes=10_000_000) as house:
+        assert house.service is not None
+        lines = json.dumps({"append": {"progress_log": ["x" * 90_000] * 80}}).encode()
+        for request in (raw_request(b"POST", b"/runs", JOB_GUY), raw_request(b"PATCH", b"/runs/j-Guy", lines)):
+            assert (await send_raw(house.service.url, request)).status in {201, 202}
+        with socket.socket() as stuck:
+            stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stuck.connect(("127.0.0.1", urlsplit(house.service.url).port))
+            stuck.sendall(raw_request(b"GET", b"/outbox"))
+            async with connections(house) as [(reader, writer)]:
+                writer.write(raw_request(b"GET", b"/healthz"))
+                assert (await answered(reader))[0] == 200
 
 
 async def test_more_bodies_than_may_wait_are_503_with_the_time_to_come_again(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
 
-from app.model import Held
+from app.clock import iso
+from app.fields import Change
+from app.model import Held, Update
 from app.policy.delivery import RateLimited, Refused, Unknown
 from app.store.views import ErrorFilter, MessageFilter, RunFilter, Slice
 from tests.support.stores import JOB, Desk, adding, kickoff, later, open_desk, setting
@@ -149,6 +152,25 @@ async def test_a_timeline_tells_all_that_happened_in_order(desk: Desk) -> None:
     assert [at for at, _ in told] == sorted(at for at, _ in told)
     view = desk.rows("SELECT at, what FROM run_timeline WHERE run_id = ? ORDER BY at, step, id", RUN)
     assert view == [(entry.at, entry.what) for entry in run.timeline]
+
+
+async def test_a_timeline_has_a_row_for_each_delivery_and_not_for_each_message(desk: Desk) -> None:
+    await desk.kick_off()
+    for at, count in ((10, 3), (20, 2)):
+        for _ in range(count):
+            await desk.update(adding(RUN, posts_harvested=1), later(at))
+        await desk.deliver_all(later(at))
+    delivered = desk.rows("SELECT at, detail FROM run_timeline WHERE what = 'delivered' ORDER BY at")
+    assert delivered == [(iso(later(10)), "call 1 carried 4 messages"), (iso(later(20)), "call 2 carried 2 messages")]
+
+
+async def test_a_timeline_shows_how_a_held_update_begins_and_the_whole_of_it_is_kept(desk: Desk) -> None:
+    lines = tuple(f"line {number}" for number in range(200))
+    await desk.store.accept_update(Update(RUN, Change(append={"progress_log": lines})), later(0))
+    change = str(desk.cell("SELECT change FROM held_updates"))
+    assert json.loads(change)["append"] == {"progress_log": list(lines)}
+    detail = desk.cell("SELECT detail FROM run_timeline WHERE what = 'update held'")
+    assert detail == f"held update 1, no such run: {change[:500]}"
 
 
 # Counts and views -----------------------------------------------------------------------------------------------
