@@ -126,9 +126,10 @@ def truncated() -> Fault:
     return Fault(apply=True, then=Truncate(), name="truncated")
 
 
-def odd_body(body: bytes, status: int = 200) -> Fault:
-    """Let the request take effect, and answer with a 2xx whose body no client expects."""
-    return Fault(True, Reply(status, body, {"Content-Type": "application/json; charset=utf-8"}), "odd_body")
+def odd_body(body: bytes, status: int = 200, *, applied: bool = True) -> Fault:
+    """Answer with a 2xx whose body no client expects, whether the request took effect or not."""
+    name = f"odd_body{'' if applied else '_not_applied'}"
+    return Fault(applied, Reply(status, body, {"Content-Type": "application/json; charset=utf-8"}), name)
 
 
 Plan: TypeAlias = "Callable[[WireRequest], Fault | None]"

@@ -36,6 +36,11 @@ class HandClock:
         finally:
             del self._sleepers[waking]
 
+    def sleeps_for(self, most: float) -> float:
+        """Seconds until the first of those wakes who sleep by it, `most` at the most."""
+        waits = [(due - self._at).total_seconds() for waking, due in self._sleepers.items() if not waking.done()]
+        return min([most, *waits])
+
     def pass_time(self, seconds: float) -> None:
         """Let `seconds` pass at once, and wake whoever was due in them, in the order of their times."""
         self._at += timedelta(seconds=seconds)

@@ -54,6 +54,12 @@ FAULTS = {
     ),
     "201": odd_body(b"", status=201),
     "204": odd_body(b"", status=204),
+    "no JSON, not applied": odd_body(b"<html>hello</html>", applied=False),
+    "half a record, not applied": odd_body(b'{"records": [{"id": "rec', applied=False),
+    "no records, not applied": odd_body(b"{}", applied=False),
+    "records of another, not applied": odd_body(
+        b'{"records": [{"id": "recOther000000000", "fields": {"Run ID": "other"}}]}', applied=False
+    ),
 }
 
 

@@ -62,8 +62,8 @@ FAULTS: Final[list[tuple[float, Fault]]] = [
     (0.04, truncated()),
     (0.02, odd_body(b"{}")),
     (0.02, odd_body(b"5")),
-    (0.02, odd_body(b"<html>hello</html>")),
-    (0.02, odd_body(b'{"records": []}')),
+    (0.02, odd_body(b"<html>hello</html>", applied=False)),
+    (0.02, odd_body(b'{"records": []}', applied=False)),
     (0.02, odd_body(b'{"records": [{"id": "recOther000000000", "fields": {"Run ID": "other"}}]}')),
 ]
 #: How long the base is left alone at the least after these of its answers.
@@ -85,20 +85,25 @@ def plan_for(house: Harness, seed: int) -> Plan:
     return plan
 
 
-async def let_it_run(house: Harness, clock: HandClock, condition: Callable[[], bool], most: float) -> None:
+async def let_it_run(
+    house: Harness, clock: HandClock, condition: Callable[[], bool], most: float, longest: float = 0.2
+) -> None:
     """Let time pass until `condition` holds, but not while a request is between the service and the base.
 
-    So that what the base sees of the pace is the service's doing, and not that of a busy machine.
+    So that what the base sees of the pace is the service's doing, and not that of a busy machine. While no answer is
+    awaited, up to `longest` seconds pass at once: until whoever sleeps the least is woken.
     """
     end = clock.monotonic() + most
     while not condition():
         assert clock.monotonic() < end, f"it did not come to be within {most} s"
         await until(lambda: rows(house.store_path, BEGUN) == [(len(house.airtable_server.log),)])
-        clock.pass_time(0.2)
+        awaited = rows(house.store_path, AWAITED) != [(0,)]
+        clock.pass_time(0.2 if awaited else max(0.2, clock.sleeps_for(longest)))
         await asyncio.sleep(0.002)
 
 
 BEGUN: Final = "SELECT count(*) FROM airtable_calls"
+AWAITED: Final = "SELECT count(*) FROM airtable_calls WHERE outcome = 'in_flight'"
 WAITING: Final = "SELECT 1 FROM pending_sync LIMIT 1"
 
 
@@ -118,10 +123,10 @@ async def play(folder: Path, seed: int) -> None:
             now = clock.monotonic()
             await let_it_run(house, clock, lambda now=now: clock.monotonic() > now + 1.0, 10.0)  # type: ignore[misc]
         house.airtable_server.faults.clear()
-        await let_it_run(house, clock, lambda: rows(house.store_path, WAITING) == [], 1000.0)
+        await let_it_run(house, clock, lambda: rows(house.store_path, WAITING) == [], 1000.0, longest=10.0)
         asked = len(house.airtable_server.log)
         now = clock.monotonic()
-        await let_it_run(house, clock, lambda: clock.monotonic() > now + 120.0, 200.0)
+        await let_it_run(house, clock, lambda: clock.monotonic() > now + 120.0, 200.0, longest=1.0)
         assert len(house.airtable_server.log) == asked, "nothing waits, and it asked"
     held = {run_id: cells.get("Total Posts Harvested", 0) for run_id, cells in house.records().items()}
     assert held == sums
