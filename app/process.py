@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from app.config import check_exposure
 from app.logs import get_logger
-from app.sandbox.embedded import embedded
 from app.service import running
 from app.store.sqlite.opening import make_folder
 
@@ -38,6 +37,8 @@ async def serve(settings: Settings, secrets: Secrets) -> int:
 
 async def serve_sandbox(settings: Settings, secrets: Secrets, journal: Path) -> int:
     """Serve against the embedded emulators, whose Airtable keeps its records in `journal`. Raises as `running` does."""
+    from app.sandbox.embedded import embedded  # noqa: PLC0415 - only who plays waits until the emulators are loaded
+
     check_exposure(settings, secrets)
     make_folder(journal)
     with _stop_signals() as stop:
