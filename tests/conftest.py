@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: How many examples a property is tried with, in percent (see `examples`): `--hypothesis-profile soak` tries many.
 settings.register_profile("quick", max_examples=40, deadline=None)
-settings.register_profile("soak", max_examples=5_000, deadline=None)
+settings.register_profile("soak", max_examples=1_000, deadline=None)
 settings.load_profile("quick")
 
 
