@@ -39,7 +39,7 @@ from app.policy.harvest import (
 )
 from app.policy.rollup import status_of
 from app.store.protocol import BatchStep, WebhookEvent
-from app.store.sqlite.batches import batch_of
+from app.store.sqlite.batches import SELECT_BATCH, batch_of
 from app.store.sqlite.opening import open_store
 from tests.support.examples import examples
 from tests.support.stores import put_empty_store
@@ -307,7 +307,7 @@ class BatchMachine(RuleBasedStateMachine):
         self.runner.run(self.store.accept_webhook(event, self.now))
 
     def _batches(self) -> list[Batch]:
-        return [batch_of(row) for row in self.look.execute("SELECT * FROM batches ORDER BY number")]
+        return [batch_of(row) for row in self.look.execute(f"{SELECT_BATCH} ORDER BY number")]
 
     # The end
 
