@@ -118,6 +118,8 @@ async def tls_before(house: Harness, folder: Path) -> AsyncIterator[tuple[str, P
 async def test_a_stranger_with_an_unknown_certificate_gets_nothing_until_it_is_trusted(
     house: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # where one is set, `requests` checks whatever it was told
+        monkeypatch.delenv(name, raising=False)
     async with tls_before(house, house.folder) as (url, certificate):
         point_at(house, url)
         async with house.running():
