@@ -1,8 +1,8 @@
 """Serves in a forked child for each line of standard input, and says how the child ended.
 
-The imports, which take two seconds, are done once; each child ends as an interpreter of its own does. A line is a
-`ServeOrder` as JSON; the answers are `pid N` and `code N` (negative: the signal that killed it). What is special about
-a child is done to its `sqlite3` here, and nothing of it stands in the program.
+It is forked itself (`tests.support.spawning`), so that nothing is imported twice; each child ends as an interpreter of
+its own does. A line is a `ServeOrder` as JSON; the answers are `pid N` and `code N` (negative: the signal that killed
+it). What is special about a child is done to its `sqlite3` here, and nothing of it stands in the program.
 """
 
 from __future__ import annotations
@@ -104,7 +104,3 @@ def main() -> None:
         print("pid", child, flush=True)  # noqa: T201
         _, status = os.waitpid(child, 0)
         print("code", os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

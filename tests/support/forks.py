@@ -7,16 +7,18 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.support.forked import Crash, ServeOrder
 from tests.support.process import environment, free_port
+from tests.support.spawning import spawned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
+
+    from tests.support.spawning import Spawned
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class Fork:
 class Forks:
     """Starts one service after another; the last one has to have ended before the next begins."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: Spawned, orders: int) -> None:
         self._process = process
+        self._orders = orders
         self.last: Fork | None = None
 
     async def serve(
@@ -85,14 +88,12 @@ class Forks:
         order = ServeOrder(
             environment(folder, port, **settings), str(log), crash, None if writes is None else str(writes)
         )
-        assert self._process.stdin is not None
-        self._process.stdin.write(order.to_json().encode() + b"\n")
+        os.write(self._orders, order.to_json().encode() + b"\n")
         pid = await self._answer("pid")
         self.last = Fork(pid, port, log, asyncio.create_task(self._answer("code")))
         return self.last
 
     async def _answer(self, word: str) -> int:
-        assert self._process.stdout is not None
         said, number = (await self._process.stdout.readline()).split()
         assert said.decode() == word
         return int(number)
@@ -100,16 +101,14 @@ class Forks:
 
 @contextlib.asynccontextmanager
 async def forking() -> AsyncIterator[Forks]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "ignore", "-m", "tests.support.forked",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    forks = Forks(process)
+    theirs, orders = os.pipe()
     try:
-        yield forks
+        async with spawned((), os.environ, module="tests.support.forked", orders=theirs) as process:
+            forks = Forks(process, orders)
+            try:
+                yield forks
+            finally:
+                if forks.last is not None:
+                    await forks.last.kill()
     finally:
-        if forks.last is not None:
-            await forks.last.kill()
-        assert process.stdin is not None
-        process.stdin.close()
-        await process.wait()
+        os.close(orders)

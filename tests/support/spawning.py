@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import signal
@@ -93,14 +94,21 @@ _servers: list[_Server] = []
 
 
 @contextlib.asynccontextmanager
-async def spawned(words: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[Spawned]:
-    """Run `words` as `python -m app` would, with no more environment than this; killed at the end if it still lives."""
+async def spawned(
+    words: Sequence[str], environment: Mapping[str, str], *, module: str = "app.cli", orders: int | None = None
+) -> AsyncIterator[Spawned]:
+    """Run `words` as `python -m app` would, with no more environment than this; killed at the end if it still lives.
+
+    It is the `main` of `module` that is run; it reads from `orders`, a file descriptor that is taken over, or nothing.
+    """
     if not _servers:
         _servers.append(_Server())
     (out, their_out), (err, their_err), (told, their_told) = await _pipe(), await _pipe(), await _pipe()
-    request = json.dumps({"words": list(words), "environment": dict(environment)}).encode() + b"\n"
-    _servers[0].ask(request, (their_out, their_err, their_told))
-    for descriptor in (their_out, their_err, their_told):
+    their_in = os.open(os.devnull, os.O_RDONLY) if orders is None else orders
+    request = json.dumps({"module": module, "words": list(words), "environment": dict(environment)}).encode() + b"\n"
+    theirs = (their_in, their_out, their_err, their_told)
+    _servers[0].ask(request, theirs)
+    for descriptor in theirs:
         os.close(descriptor)
     try:
         async with asyncio.timeout(60):
@@ -125,12 +133,13 @@ def serve() -> None:
     from app import cli, operate, process  # noqa: F401, PLC0415
     from app.doctor import diagnose  # noqa: F401, PLC0415
     from app.sandbox import demo  # noqa: F401, PLC0415
+    from tests.support import forked  # noqa: F401, PLC0415
 
     gc.freeze()  # what is shared is not written to
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as listener:
         while True:
-            request, descriptors, _, _ = socket.recv_fds(listener, _MOST_BYTES, 3)
+            request, descriptors, _, _ = socket.recv_fds(listener, _MOST_BYTES, 4)
             if not request:
                 return
             while not request.endswith(b"\n"):
@@ -143,29 +152,27 @@ def serve() -> None:
                 os.close(descriptor)
 
 
-def _watch_or_run(request: dict[str, object], out: int, err: int, told: int) -> None:
+def _watch_or_run(request: dict[str, object], in_: int, out: int, err: int, told: int) -> None:
     """Fork once more: the child is the command, and this process says its id and its exit code."""
     child = os.fork()
     if child == 0:
         os.close(told)
-        _become(request, out, err)
-        from app.cli import main  # noqa: PLC0415
-
-        main()
-    os.close(out)
-    os.close(err)
+        _become(request, in_, out, err)
+        importlib.import_module(str(request["module"])).main()
+        sys.exit()
+    for descriptor in (in_, out, err):
+        os.close(descriptor)
     os.write(told, f"{child}\n".encode())
     _, status = os.waitpid(child, 0)
     os.write(told, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
-def _become(request: dict[str, object], out: int, err: int) -> None:
+def _become(request: dict[str, object], in_: int, out: int, err: int) -> None:
     words, environment = request["words"], request["environment"]
     assert isinstance(words, list)
     assert isinstance(environment, dict)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for ours, standard in ((nothing, 0), (out, 1), (err, 2)):
+    for ours, standard in ((in_, 0), (out, 1), (err, 2)):
         os.dup2(ours, standard)
         os.close(ours)
     os.environ.clear()
