@@ -176,6 +176,21 @@ async def test_two_records_are_a_duplicate_until_a_person_leaves_one(slow_house:
     assert slow_house.records()[RUN_ID]["Total Posts Harvested"] == 6
 
 
+async def test_a_record_that_is_another_runs_is_found_and_not_adopted(slow_house: Harness, clock: HandClock) -> None:
+    """A person gave the record of a run the id of the one that is missing."""
+    kinds = "SELECT kind, run_id FROM errors WHERE state = 'open' ORDER BY kind"
+    async with slow_house.running() as service:
+        await slow_house.kick_off("Dean-Hobin")
+        await slow_house.synced()
+        (record,) = slow_house.airtable.records()
+        slow_house.airtable.edit(record.id, {"Run ID": RUN_ID})
+        await add_posts(slow_house, 1)
+        both = [("duplicate_record", RUN_ID), ("missing_record", RUN_ID)]
+        await let_time_pass(clock, lambda: rows(slow_house.store_path, kinds) == both, most=5.0)
+        assert not any(loop.done() for loop in service.loops)
+    assert rows(slow_house.store_path, "SELECT run_id FROM runs") == [("251007-070457-Dean-Hobin",)]
+
+
 async def test_looks_survive_the_faults_of_the_wire(slow_house: Harness, clock: HandClock) -> None:
     slow_house.airtable.insert(BY_HAND)
     for fault in (rate_limited(), server_error(503), applied_then_dropped()):
