@@ -29,9 +29,9 @@ Place = Literal["before", "after", "before its commit", "after its commit"]
 
 @dataclass(frozen=True)
 class Crash:
-    """Where a child kills itself: at the `count`th time that it runs `statement`, on whatever connection."""
+    """Where a child kills itself: at the `count`th time that it runs one of these, on whatever connection."""
 
-    statement: str
+    statements: tuple[str, ...]
     place: Place
     count: int = 1
 
@@ -62,14 +62,14 @@ class Killing(sqlite3.Connection):
     left: int
 
     def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
-        if sql == self.crash.statement:
+        if sql in self.crash.statements:
             Killing.left -= 1
             self._at("before")
         committing = sql == "COMMIT"
         if committing:
             self._at("before its commit")
         cursor = super().execute(sql, *values)  # type: ignore[arg-type]
-        if sql == self.crash.statement:
+        if sql in self.crash.statements:
             self._at("after")
         if committing:
             self._at("after its commit")
