@@ -123,6 +123,16 @@ async def test_without_a_service_the_check_asks_airtable_itself_and_repairs(hous
     assert json.loads((await command(house.folder, "status", "--json")).out)["last_check"]["calls"] == 5
 
 
+async def test_without_a_service_what_a_killed_one_was_sending_is_delivered_first(house: Harness) -> None:
+    house.airtable_server.faults.add(hung(), method="PATCH")
+    async with served(house.folder, words=("serve",), port=free_port(), **base_of(house)) as service:
+        await service.call("POST", "/runs", RUN)
+        await house.airtable_server.wait_for(lambda log: any(one.method == "PATCH" for one in log))
+    ended = await command(house.folder, "check", "--json", port=1, **base_of(house))
+    assert (ended.code, json.loads(ended.out)["found"]) == (0, {}), ended.err
+    assert RUN_ID in house.records()
+
+
 async def test_without_a_service_and_without_a_base_it_says_what_to_set(house: Harness) -> None:
     ended = await command(house.folder, "check")
     assert ended.code == 2
