@@ -182,6 +182,7 @@ async def test_start_and_acceptance_do_not_wait_for_the_look(watched: Harness) -
         await watched.kick_off()
         await watched.airtable_server.wait_for(lambda _: len(looks(watched)) == 1)
         await until(lambda: len(watched.records()) == 1)
+        await watched.airtable_server.stop()  # or the service's own stop would wait for the look
 
 
 async def test_it_is_not_ready_before_the_first_look_has_an_answer(watched: Harness) -> None:
