@@ -120,10 +120,8 @@ def serve(
     settings, secrets = load_settings(config), Secrets.from_environment()
     configure_logs(secrets.all())
     if sandbox:
-        code = asyncio.run(process.serve_sandbox(settings, secrets, settings.sandbox_journal))
-    else:
-        code = asyncio.run(process.serve(settings, secrets))
-    raise typer.Exit(code)
+        process.run(process.serve_sandbox(settings, secrets, settings.sandbox_journal))
+    process.run(process.serve(settings, secrets))
 
 
 @app.command(short_help="Show the main job against the sandbox.", epilog=examples("demo"))

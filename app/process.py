@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING, Final
+import sys
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from app.config import check_exposure
 from app.logs import get_logger
@@ -14,7 +15,7 @@ from app.service import running
 from app.store.sqlite.opening import make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
     from app.config import Secrets, Settings
@@ -26,6 +27,20 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 #: Signals that come this close together are one request to stop: a terminal sends Ctrl-C to us and to whoever started
 #: us and passes it on, and some orchestrators send theirs twice.
 SAME_REQUEST_SECONDS: Final = 0.5
+
+
+def run(serving: Coroutine[None, None, int]) -> NoReturn:
+    """Run `serve` or `serve_sandbox`, and leave the process with its code. Raises as they do.
+
+    It leaves as soon as all is closed and said: both asyncio and the interpreter would wait for every thread first. One
+    may be looking up a name, which nothing can cut short, and by then no signal would be heard any more.
+    """
+    with asyncio.Runner() as runner:
+        code = runner.run(serving)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
 
 
 async def serve(settings: Settings, secrets: Secrets) -> int:

@@ -125,6 +125,34 @@ async def test_six_stops_with_requests_in_flight_end_with_0_in_time_and_lose_not
     await stop_often(tmp_path, 6)
 
 
+async def test_a_look_up_of_a_name_that_hangs_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    airtable = make_airtable(SystemClock())
+    async with WireServer(airtable) as wire, forking() as forks:
+        service = await forks.serve(
+            tmp_path,
+            {
+                **environment_for(airtable, wire),
+                "RUNRECORDS_AIRTABLE__ENDPOINT_URL": "http://airtable.invalid",
+                "APIFY_TOKEN": TOKEN,
+                "RUNRECORDS_APIFY__API_URL": "http://apify.invalid",
+                "RUNRECORDS_APIFY__ACTOR_ID": HARVESTER.id,
+                "RUNRECORDS_SYNC__SHUTDOWN_SECONDS": str(SHUTDOWN_SECONDS),
+            },
+            nameless=("airtable.invalid", "apify.invalid"),
+        )
+        assert await service.listening()
+        load = Load(service.url, random.Random(7), batches=3)  # noqa: S311 - as above
+        calling = asyncio.create_task(load.run(4))
+        await until(lambda: all(f"looking up {name}.invalid" in service.said() for name in ("airtable", "apify")))
+        await until(lambda: len(load.ledger.told) > 20)
+        service.signal(signal.SIGTERM)
+        assert await service.ended(MARGIN_SECONDS) == 0
+        calling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await calling
+    judge(service, tmp_path / "runs.db", load)
+
+
 @pytest.mark.soak
 async def test_two_hundred_stops_in_a_row(tmp_path: Path) -> None:
     await stop_often(tmp_path, 200)

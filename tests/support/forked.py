@@ -7,22 +7,26 @@ it). What is special about a child is done to its `sqlite3` here, and nothing of
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import functools
 import json
 import os
 import signal
+import socket
 import sqlite3
 import sys
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from app import process
 from app.config import Secrets, load_settings
 from app.logs import configure_logs
 from tests.support.disk import record_writes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Place = Literal["before", "after", "before its commit", "after its commit"]
 
@@ -38,12 +42,16 @@ class Crash:
 
 @dataclass(frozen=True)
 class ServeOrder:
-    """`log` is the file that gets the child's standard error; `writes` the one that gets all it does to its disk."""
+    """`log` is the file that gets the child's standard error; `writes` the one that gets all it does to its disk.
+
+    `nameless` are hosts whose name is looked up without end.
+    """
 
     environment: dict[str, str]
     log: str
     crash: Crash | None = None
     writes: str | None = None
+    nameless: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -80,7 +88,21 @@ class Killing(sqlite3.Connection):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def serve(order: ServeOrder) -> int:
+def look_up_without_end(hosts: Sequence[str]) -> None:
+    """As a resolver does whose name servers do not answer: there is no way to end it from without."""
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: str | bytes, *more: int, **named: int) -> object:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name in hosts:
+            print(f"looking up {name}", file=sys.stderr, flush=True)  # noqa: T201
+            threading.Event().wait()
+        return look_up(host, *more, **named)
+
+    socket.getaddrinfo = getaddrinfo  # type: ignore[assignment]
+
+
+def serve(order: ServeOrder) -> NoReturn:
     os.environ.update(order.environment)
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stderr.fileno())
@@ -88,19 +110,18 @@ def serve(order: ServeOrder) -> int:
     if order.crash is not None:
         Killing.crash, Killing.left = order.crash, order.crash.count
         sqlite3.connect = functools.partial(sqlite3.connect, factory=Killing)  # type: ignore[assignment]
-    recorder = record_writes(Path(order.writes)) if order.writes is not None else None  # lives as long as we do
+    look_up_without_end(order.nameless)
+    _recorder = record_writes(Path(order.writes)) if order.writes is not None else None  # lives as long as we do
     secrets = Secrets.from_environment()
     configure_logs(secrets.all())
-    code = asyncio.run(process.serve(load_settings(None), secrets))
-    del recorder
-    return code
+    process.run(process.serve(load_settings(None), secrets))
 
 
 def main() -> None:
     while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:
-            sys.exit(serve(ServeOrder.from_json(line)))
+            serve(ServeOrder.from_json(line))
         print("pid", child, flush=True)  # noqa: T201
         _, status = os.waitpid(child, 0)
         print("code", os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201

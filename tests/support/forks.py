@@ -15,7 +15,7 @@ from tests.support.process import environment, free_port
 from tests.support.spawning import spawned
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from tests.support.spawning import Spawned
@@ -81,12 +81,17 @@ class Forks:
         port: int | None = None,
         crash: Crash | None = None,
         writes: Path | None = None,
+        nameless: Sequence[str] = (),
     ) -> Fork:
         """`settings` are environment variables, over a store in `folder`."""
         port = port or free_port()
         log = folder / "service.log"
         order = ServeOrder(
-            environment(folder, port, **settings), str(log), crash, None if writes is None else str(writes)
+            environment(folder, port, **settings),
+            str(log),
+            crash,
+            None if writes is None else str(writes),
+            tuple(nameless),
         )
         os.write(self._orders, order.to_json().encode() + b"\n")
         pid = await self._answer("pid")
