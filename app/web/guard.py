@@ -68,7 +68,7 @@ class Bearer:
     def check(self, request: web.Request) -> None:
         """Raises `Unauthorized`, or `Forbidden` for a foreign Host or Origin where no token is set."""
         if not self._tokens:
-            if request.url.host not in _LOOPBACK_HOSTS or not _is_of_this_machine(request.headers.get("Origin")):
+            if _host_of(request) not in _LOOPBACK_HOSTS or not _is_of_this_machine(request.headers.get("Origin")):
                 raise Forbidden(f"without {self._name} only this machine may call, by the name localhost")
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -77,6 +77,14 @@ class Bearer:
         matches = [hmac.compare_digest(offered, token) for token in self._tokens]
         if not any(matches):
             raise Unauthorized(f"send Authorization: Bearer followed by {self._name}")
+
+
+def _host_of(request: web.Request) -> str | None:
+    """The host that it is for; `None` where it names nothing that could be one."""
+    try:
+        return request.url.host
+    except ValueError:
+        return None
 
 
 def _is_of_this_machine(origin: str | None) -> bool:

@@ -154,11 +154,10 @@ class Frame:
 
     def _check_origin(self, request: web.Request) -> None:
         """A form comes from a page of ours: browsers say so with every POST. Raises `Forbidden`."""
-        origin = urlsplit(request.headers.get("Origin", ""))
         ours = {request.host} | ({self._public.netloc} if self._public.netloc else set())
-        if origin.scheme not in {"http", "https"} or origin.netloc not in ours:
-            raise Forbidden("This form does not come from this page.")
-        if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+        scheme, _, host = request.headers.get("Origin", "").partition("://")
+        is_of_ours = scheme in {"http", "https"} and host in ours
+        if not is_of_ours or request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             raise Forbidden("This form does not come from this page.")
 
     # Around every handler

@@ -30,7 +30,10 @@ async def read_form(request: web.Request) -> dict[str, str]:
 
 def page_of_ours(path: str) -> str:
     """Where to go after the sign-in: a page of ours and nowhere else."""
-    parts = urlsplit(path)
+    try:
+        parts = urlsplit(path)
+    except ValueError:  # it is no address at all
+        return "/"
     ours = not parts.scheme and not parts.netloc and (parts.path == "/" or parts.path.startswith("/page/"))
     printable = path.isascii() and path.isprintable() and "\\" not in path and not path.startswith("//")
     return path if ours and printable else "/"

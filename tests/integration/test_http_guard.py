@@ -161,6 +161,10 @@ async def test_without_tokens_a_foreign_host_is_refused(tokenless: Harness) -> N
         "",
         "a b",
         "@",
+        "[",
+        "localhost:x",
+        "localhost:99999",
+        "localhost\u2100",
     )
     for host in hosts:
         for request in (

@@ -250,6 +250,7 @@ async def test_a_form_is_taken_only_from_its_own_session_and_origin(troubled: Ha
         ({"csrf": csrf}, {"Origin": "http://evil.example"}, 403),
         ({"csrf": csrf}, {"Origin": f"{one.origin}.evil.example"}, 403),
         ({"csrf": csrf}, {"Origin": "http://127.0.0.1"}, 403),
+        ({"csrf": csrf}, {"Origin": "http://["}, 403),
         ({"csrf": csrf}, {"Sec_Fetch_Site": "cross-site"}, 403),
         ({"csrf": csrf}, {"Sec_Fetch_Site": "same-site"}, 403),
         ({"csrf": csrf}, {"Content_Type": "text/plain"}, 415),
@@ -379,12 +380,14 @@ async def test_a_sign_in_leads_to_a_page_of_ours_and_nowhere_else(house: Harness
             assert (await one.sign_in(wanted=wanted)).headers["Location"] == wanted
         already = await one.get("/page/sign-in?next=/page/runs")
         assert (already.status, already.headers["Location"]) == (303, "/page/runs")
+        assert (await one.get("/page/sign-in?next=//[x")).headers["Location"] == "/"
         for wanted in (
             "//evil.example",
             "https://evil.example/",
             "/\\evil.example",
             "/page/\\\\evil",
             "javascript:alert(1)",
+            "//[x",
             "",
         ):
             assert (await one.sign_in(wanted=wanted)).headers["Location"] == "/", wanted
