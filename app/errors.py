@@ -84,6 +84,13 @@ class UnsupportedMediaType(Problem):
     status, slug, title = 415, "unsupported-media-type", "The body must be JSON"
 
 
+class UnsupportedEncoding(Problem):
+    """RFC 9110, 15.5.16: `Accept-Encoding` says what would have been taken."""
+
+    status, slug, title = 415, "unsupported-encoding", "The body must not be packed"
+    headers: ClassVar[Mapping[str, str]] = {"Accept-Encoding": "identity"}
+
+
 class Invalid(Problem):
     status, slug, title = 422, "invalid", "The request asks for something impossible"
 

@@ -189,6 +189,7 @@ class _Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # as the runner does to have none
             keepalive_timeout=edge.limits.idle_seconds,
             lingering_time=edge.limits.lingering_seconds,
+            auto_decompress=False,  # aiohttp logs whatever cannot be unpacked, with a traceback, whoever sent it
         )
         self._edge = edge
 

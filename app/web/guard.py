@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import structlog
 from aiohttp import web
 
-from app.errors import Forbidden, Malformed, TooSlow, Unauthorized, UnsupportedMediaType
+from app.errors import Forbidden, Malformed, TooSlow, Unauthorized, UnsupportedEncoding, UnsupportedMediaType
 from app.logs import get_logger
 from app.web.edge import EDGE
 from app.web.problems import REQUEST_ID, REQUEST_ID_HEADER
@@ -101,10 +101,14 @@ async def read_body(request: web.Request) -> bytes:
     """The whole body.
 
     Raises:
+        UnsupportedEncoding: it is packed.
         Overloaded: too much waits already.
         TooSlow: it took longer than the edge allows.
-        Malformed: it broke off, or is not packed as it says. Too large a body raises aiohttp's own error.
+        Malformed: it broke off. Too large a body raises aiohttp's own error.
     """
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedEncoding("send the body as it is, without Content-Encoding")
     edge = request.app[EDGE]
     declared = request.content_length if request.content_length is not None else request.client_max_size
     edge.hold(request, min(declared, request.client_max_size))
@@ -117,7 +121,7 @@ async def read_body(request: web.Request) -> bytes:
     except TimeoutError:
         raise TooSlow(f"the body did not arrive within {seconds:g} s") from None
     except (web.RequestPayloadError, ConnectionError):
-        raise Malformed("the body broke off, or is not encoded as its headers say") from None
+        raise Malformed("the body broke off") from None
 
 
 def check_json(request: web.Request) -> None:

@@ -89,7 +89,7 @@ class Operation:
         if self.access is not Access.OPEN:
             found += [errors.Unauthorized, errors.Forbidden, *_UNAVAILABLE]
         if self.bodies:
-            found += [errors.TooSlow, errors.TooLarge, errors.Overloaded]
+            found += [errors.TooSlow, errors.TooLarge, errors.UnsupportedEncoding, errors.Overloaded]
         return tuple(dict.fromkeys([*found, *self.problems, errors.Problem]))
 
 

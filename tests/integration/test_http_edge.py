@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import resource
 import socket
@@ -94,6 +95,37 @@ async def test_what_is_no_http_is_a_problem_with_an_id_and_one_line_in_the_log(
             assert [entry["event"] for entry in logs] == ["http.refused"], request[:40]
             assert "exc_info" not in logs[0]
             assert "told-to-nobody" not in answer.body + str(logs), request[:40]
+    assert [record for record in caplog.records if record.name.startswith("aiohttp")] == []
+
+
+async def test_a_packed_body_is_refused_unread_and_its_connection_goes_on(
+    house: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether it is what it says it is or not, and whoever sends it: nothing of it is unpacked or told to the log."""
+    cases = (
+        (raw_request(b"POST", b"/runs", GUY, content_encoding="gzip"), 415),
+        (raw_request(b"POST", b"/runs", gzip.compress(GUY), content_encoding="gzip"), 415),
+        (raw_request(b"POST", b"/runs", GUY, content_encoding="br"), 415),
+        (raw_request(b"POST", b"/runs", GUY, content_encoding="gzip", authorization=""), 401),
+        (raw_request(b"GET", b"/healthz", GUY, content_encoding="gzip"), 200),
+    )
+    async with house.running():
+        for request, status in cases:
+            end = request.index(b"\r\n\r\n") + 4
+            async with connections(house) as [(reader, writer)]:
+                with capture_logs() as logs:
+                    writer.write(request[:end])
+                    await writer.drain()
+                    head, body = await next_answer(reader)
+                    assert int(head[0].split()[1]) == status, request
+                    writer.write(request[end:] + raw_request(b"GET", b"/healthz"))
+                    assert (await next_answer(reader))[0][0].split()[1] == "200"
+            assert [entry["log_level"] for entry in logs if entry["event"] == "http.answered"] == ["info"] * 2
+            if status == 415:
+                assert json.loads(body)["type"] == "urn:runrecords:problem:unsupported-encoding"
+                assert "Accept-Encoding: identity" in head
+        assert (await house.call("POST", "/runs", GUY, headers={"Content-Encoding": "Identity"})).status == 201
+        assert rows(house.store_path, "SELECT count(*) FROM runs") == [(1,)]
     assert [record for record in caplog.records if record.name.startswith("aiohttp")] == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -101,23 +100,12 @@ async def test_a_body_just_within_the_limit_is_read(tmp_path: Path) -> None:
         check_shape(answer.json(), 413, "too-large")
 
 
-async def test_a_body_that_only_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
-    async with harness(tmp_path, server={"max_body_bytes": 2_000}) as house, house.running():
-        packed = gzip.compress(b'{"client_id": "Guy"}'.ljust(1_000_000))
-        assert len(packed) < 2_000
-        answer = await house.call("POST", "/runs", packed, headers={"Content-Encoding": "gzip"})
-        assert answer.status == 413
-        assert rows(house.store_path, "SELECT count(*) FROM runs") == [(0,)]
-
-
 async def test_a_body_that_breaks_on_its_way_is_the_senders_error(served: Harness) -> None:
     assert served.service is not None
-    broken = await served.call("POST", "/runs", b"no gzip at all", headers={"Content-Encoding": "gzip"})
-    assert broken.status == 400, broken.text
-    check_shape(broken.json(), 400, "malformed")
     head = raw_request(b"POST", b"/runs").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
     chunked = await send_raw(served.service.url, head + b'5\r\n{"cli\r\nnot a length\r\n')
     assert chunked.status == 400, chunked.body
+    check_shape(chunked.json(), 400, "malformed")
 
 
 async def test_a_body_that_dawdles_is_answered_408(impatient: Harness) -> None:
