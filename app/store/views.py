@@ -174,9 +174,9 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class KickoffTaken:
-    """What became of a kickoff, and its run as it stood then.
+    """What became of a kickoff, and its run: as it was created, or, where it existed, as it stands now.
 
-    `created` is false where the run existed; `held_applied` counts the held updates that it set free.
+    `created` is false where it existed; `held_applied` counts the held updates that it set free.
     """
 
     run: RunView

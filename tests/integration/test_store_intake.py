@@ -58,6 +58,18 @@ async def test_the_same_kickoff_again_finds_the_run_and_writes_nothing_to_it(des
     assert (await desk.store.stats(AT)).creations[0].already_existed == 1
 
 
+async def test_what_happened_to_a_run_is_not_read_while_others_wait_to_write(desk: Desk) -> None:
+    """It may be a hundred thousand updates, and a kickoff may be repeated for each of them."""
+    await desk.kick_off()
+    await desk.update(adding(RUN, posts_harvested=1))
+    written: list[str] = []
+    await desk.store._writer.run(lambda connection: connection.set_trace_callback(written.append))
+    taken = await desk.store.accept_create(kickoff(), later(60))
+    assert len(taken.run.timeline) == 2
+    assert any("repeated_kickoffs" in statement for statement in written)
+    assert not any("run_timeline" in statement for statement in written)
+
+
 async def test_kickoffs_at_once_make_one_run(desk: Desk) -> None:
     created = await asyncio.gather(*[desk.store.accept_create(kickoff(), AT) for _ in range(20)])
     assert sorted(one.created for one in created) == [False] * 19 + [True]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from app.model import Action, Kickoff, Update, UpdateOutcome, WebhookTaken
+    from app.model import Action, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
     from app.policy.budget import Allowance
     from app.policy.delivery import Claim, Settlement
     from app.policy.harvest import Batch, BatchEvent, HarvestRules
@@ -157,17 +157,23 @@ class SqliteStore(SqliteReading):
     # Intake
 
     async def accept_create(self, kickoff: Kickoff, at: datetime) -> KickoffTaken:
-        return await self._writer.run(lambda connection: self._accept_create(connection, kickoff, at))
+        created, run = await self._writer.run(lambda connection: self._accept_create(connection, kickoff, at))
+        if run is None:  # much may have happened to it: that is read where nobody waits to write
+            run = await self._reader.run(lambda connection: reading.existing_run(connection, created.run_id))
+        return KickoffTaken(run, created.created, created.held_applied)
 
-    def _accept_create(self, connection: sqlite3.Connection, kickoff: Kickoff, at: datetime) -> KickoffTaken:
+    def _accept_create(
+        self, connection: sqlite3.Connection, kickoff: Kickoff, at: datetime
+    ) -> tuple[Created, RunView | None]:
+        """What became of it, and the run as it was created; `None` where it existed."""
         when = self._when(at)
         created = intake.accept_create(connection, kickoff, now=at, when=when)
-        if created.created:
-            webhooks.release_held(
-                connection, None, created.run_id, now=at, when=when, rules=self._rules, known=self._run_fields
-            )
-        run = reading.existing_run(connection, created.run_id)
-        return KickoffTaken(run, created.created, created.held_applied)
+        if not created.created:
+            return created, None
+        webhooks.release_held(
+            connection, None, created.run_id, now=at, when=when, rules=self._rules, known=self._run_fields
+        )
+        return created, reading.existing_run(connection, created.run_id)
 
     async def accept_update(self, update: Update, at: datetime) -> UpdateOutcome:
         when = self._when(at)
