@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -175,6 +175,8 @@ def decode_described(answer: object, table: str) -> DescribeAnswer:
 #: `Field "X" cannot accept the provided value`, `Unknown field name: "X"`
 _NAMED_FIELD: Final = re.compile(r'(?:[Ff]ield|field name:) "([^"]+)"')
 _NAMED_RECORD: Final = re.compile(rf"\b({_RECORD_ID})\b")
+#: The token, the account, the base, the table or the way to them is at fault, and no record.
+_OF_THE_ACCESS: Final = (401, 402, 403, 404, 407)
 _GONE: Final = ("ROW_DOES_NOT_EXIST", "MODEL_ID_NOT_FOUND", "RECORD_NOT_FOUND")
 _QUOTA: Final = "PUBLIC_API_BILLING_LIMIT_EXCEEDED"
 _MOST_CAUSE: Final = 500
@@ -184,17 +186,18 @@ _LONGEST_RETRY_AFTER: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class AirtableError:
-    """An error body, whichever of its shapes it came in."""
+    """An error body, whichever of its shapes it came in; one in none of them is some stranger's on the way."""
 
     type: str
     message: str
+    of_airtable: bool = True
 
     def __str__(self) -> str:
         return cause_of(f"{self.type}: {self.message}" if self.message else self.type)
 
     def without_secrets(self, redaction: Redaction) -> AirtableError:
         """To be called before the text is cut off, which would leave half of a secret."""
-        return AirtableError(redaction.text(self.type), redaction.text(self.message))
+        return replace(self, type=redaction.text(self.type), message=redaction.text(self.message))
 
 
 def decode_error_body(body: bytes, status: int) -> AirtableError:
@@ -211,7 +214,7 @@ def decode_error_body(body: bytes, status: int) -> AirtableError:
                 return AirtableError(kind, "")
             case [{"error": str(kind), **rest}, *_] if kind:
                 return AirtableError(kind, _message(rest))
-    return AirtableError(f"HTTP {status}", body.decode(errors="replace").strip())
+    return AirtableError(f"HTTP {status}", body.decode(errors="replace").strip(), of_airtable=False)
 
 
 def _message(rest: Mapping[object, object]) -> str:
@@ -242,16 +245,16 @@ def _elsewhere(status: int, location: str) -> Denied | Unknown:
 def _decode_error(status: int, headers: Mapping[str, str], error: AirtableError, registry: Registry) -> Failure:
     cause = str(error)
     match status:
-        case 429 if error.type == _QUOTA:
-            return QuotaExhausted(cause)
         case 429:
-            return RateLimited(cause)
-        case 401 | 403:
-            return Denied(status, cause)
-        case 404 if error.type not in _GONE:
-            return Denied(status, cause)
+            return QuotaExhausted(cause) if error.type == _QUOTA else RateLimited(cause)
         case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT:
             return Unknown(f"Airtable answered {status} ({cause})", status, _retry_after(headers))
+        case 413 | 422:  # of the request itself, whoever says it: another try would meet the same
+            return _refusal(status, error, registry)
+        case _ if not error.of_airtable:
+            return Denied(status, f"an answer that is not Airtable's, from something on the way to it ({cause})")
+        case _ if status in _OF_THE_ACCESS and error.type not in _GONE:
+            return Denied(status, cause)
         case _:
             return _refusal(status, error, registry)
 

@@ -166,6 +166,23 @@ def test_a_token_base_or_table_that_is_wrong_blames_no_record() -> None:
         assert answer.status == status
 
 
+def test_an_answer_of_a_stranger_on_the_way_blames_no_record() -> None:
+    """A proxy's page, whatever its status: taken for a refusal it would kill every message that it met."""
+    for status in (400, 402, 405, 407, 409, 410, 414, 418, 421, 431, 451):
+        for body in (b"<html>Pay at the counter</html>", b"", b"[]", b"{}", b'{"error": null}'):
+            answer = failure(status, body)
+            assert isinstance(answer, Denied), (status, body)
+            assert "not Airtable's" in answer.cause
+    for status in (402, 407):  # these are of the account and of the way, in whatever shape they come
+        assert isinstance(failure(status, error("PAYMENT_REQUIRED", "Pay")[0]), Denied)
+
+
+def test_what_the_request_itself_meets_is_a_refusal_whoever_says_it() -> None:
+    """What is too large on the way is too large the next time, too: alone it dies, and the others go on."""
+    for status in (413, 422):
+        assert isinstance(failure(status, b"<html>Request Entity Too Large</html>"), Refused)
+
+
 REFUSALS: list[tuple[int, str, str, ErrorKind, str | None, str | None]] = [
     (422, "INVALID_REQUEST_UNKNOWN", "Invalid request", ErrorKind.REJECTED, None, None),
     (422, "UNKNOWN_FIELD_NAME", 'Unknown field name: "Status"', ErrorKind.REJECTED, None, "status"),
