@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import requests
 from pyairtable import Api
@@ -29,10 +30,11 @@ from app.policy.delivery import Unknown
 from app.table_threads import TableThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
     from pyairtable import Table
+    from urllib3 import HTTPResponse
 
     from app.fields import Registry
     from app.model import Json
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 #: Airtable lists at most a hundred records a page (a documented limit).
 RECORDS_PER_PAGE: Final = 100
+#: Bytes, decoded. A page of our columns' longest texts, of 100,000 characters a cell (a documented limit), is less.
+LARGEST_ANSWER: Final = 64 << 20
 
 
 class Destination(Protocol):
@@ -66,8 +70,43 @@ class AirtableAccess:
         seconds = max(1, round(self.timeout_seconds))
         api = Api(self.api_key, timeout=(seconds, seconds), retry_strategy=None, endpoint_url=self.endpoint_url)
         api.session.auth = _Bearer(self.api_key)
-        api.session.hooks["response"].append(_refuse_no_yes)
+        api.session.hooks["response"] += [self._bound, _refuse_no_yes]
         return api.table(self.base_id, self.table)
+
+    @property
+    def total_seconds(self) -> float:
+        return 2 * self.timeout_seconds
+
+    def _bound(self, response: requests.Response, *_args: object, **_kwargs: object) -> None:
+        """Called with the head of an answer, before any of its body is read."""
+        response.raw = _Bounded(response.raw, time.monotonic() + self.total_seconds)
+
+
+class _Bounded:
+    """A body that is not read any further than any of Airtable's can go: `requests` itself reads one to its end.
+
+    Nobody waits any more for what takes longer than the whole call may, and its thread is needed.
+    """
+
+    def __init__(self, raw: HTTPResponse, until: float) -> None:
+        self._raw = raw
+        self._until = until
+        self.close = raw.close
+        self.release_conn = raw.release_conn
+
+    def stream(self, amount: int, decode_content: bool | None = None) -> Iterator[bytes]:
+        size = 0
+        while piece := self._raw.read1(amount, decode_content):  # what is there, and not all of `amount`
+            size += len(piece)
+            if size > LARGEST_ANSWER:
+                self._give_up(f"an answer of more than {LARGEST_ANSWER >> 20} MiB")
+            if time.monotonic() > self._until:
+                self._give_up("an answer that took too long to its end")
+            yield piece
+
+    def _give_up(self, cause: str) -> NoReturn:
+        self._raw.close()
+        raise requests.RequestException(cause)
 
 
 class _Bearer(AuthBase):
@@ -110,7 +149,7 @@ class Airtable:
     def __init__(self, access: AirtableAccess, registry: Registry) -> None:
         self._registry = registry
         self._table = access.table
-        self._total_seconds = 2 * access.timeout_seconds
+        self._total_seconds = access.total_seconds
         self._threads = TableThreads(access.open)
         self._redaction = redaction_of(access.api_key)
 

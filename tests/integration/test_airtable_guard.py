@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from typing import TYPE_CHECKING
 
 import pytest
 
-from app.airtable import Airtable, AirtableAccess
+from app.airtable import LARGEST_ANSWER, Airtable, AirtableAccess
 from app.logs import REDACTED
 from app.policy.asking import Identified
 from app.policy.delivery import Denied, Refused, Unknown
@@ -197,3 +198,44 @@ async def test_what_stands_in_a_netrc_replaces_no_key(house: Harness, monkeypatc
     answer = await airtable.identify()
     airtable.close()
     assert isinstance(answer, Identified)
+
+
+# Its size and time ----------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_without_end_is_not_read_to_it(house: Harness) -> None:
+    """Neither in bytes nor in time, and the next one is read as ever."""
+    larger = b'{"records": [' + b" " * LARGEST_ANSWER + b"]}"
+    house.airtable_server.faults.add(odd_body(larger, applied=False))
+    airtable = Airtable(
+        dataclasses.replace(access(house.airtable_server), timeout_seconds=10.0), house.settings.registry()
+    )
+    answer = await airtable.peek()
+    assert isinstance(answer, Unknown)
+    assert "more than 64 MiB" in answer.cause
+    assert isinstance(await airtable.peek(), Denied)  # there is no such base
+    airtable.close()
+
+
+async def test_a_caller_that_has_given_up_hangs_up_on_an_answer_that_drips(house: Harness) -> None:
+    """Its thread is one of few, and would be lost to it for as long as the other side liked."""
+    hung_up = asyncio.Event()
+
+    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        hung_up.set()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        one = dataclasses.replace(
+            access(house.airtable_server), endpoint_url=f"http://{host}:{port}", timeout_seconds=0.2
+        )
+        airtable = Airtable(one, house.settings.registry())
+        assert isinstance(await airtable.peek(), Unknown)
+        await asyncio.wait_for(hung_up.wait(), 20)
+        airtable.close()
