@@ -57,6 +57,18 @@ async def test_a_run_that_a_hand_made_due_without_a_message_costs_no_call(desk: 
     assert [run.run_id for run in (await desk.claim(later(9))).runs] == [run_id]
 
 
+async def test_thousands_that_a_hand_made_due_without_a_message_are_laid_to_rest_claim_by_claim(desk: Desk) -> None:
+    """A few hundred a claim, so that none stalls the writer, and a run with a message still has its turn."""
+    await kick_off_many(desk, 1_100)
+    await desk.deliver_all(later(9_999))
+    meddle(desk.path, "UPDATE runs SET due_at = '2020-01-01T00:00:00.000Z', sync = 'pending'")
+    run_id = await desk.kick_off("Busy")
+    claims = [await desk.store.claim(later(9_999)) for _ in range(3)]
+    assert claims[:2] == [None, None]
+    assert claims[2] is not None
+    assert [run.run_id for run in claims[2].runs] == [run_id]
+
+
 async def test_a_claim_takes_the_ten_that_are_due_longest(desk: Desk) -> None:
     run_ids = await kick_off_many(desk, 12)
     first = await desk.claim(later(99))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Messages of one run that one claim takes: more of them follow at once, and no claim stalls the writer.
 MESSAGES_PER_RUN: Final = 1_000
+#: Groups of runs that are due without a message, which one claim lays to rest before it gives up for this time.
+_MOST_LOOKS: Final = 50
 
 # Runs of one lane go in one request: creates apart from updates, and those under suspicion in smaller groups.
 LANES: Final = "(1, 10), (1, 5), (1, 2), (1, 1), (0, 10), (0, 5), (0, 2), (0, 1)"
@@ -70,15 +72,22 @@ def next_due(connection: sqlite3.Connection, *, only_creates: bool) -> str | Non
 
 
 def claim(connection: sqlite3.Connection, at: datetime, *, company_until: datetime, only_creates: bool) -> Claim | None:
-    """Take the runs that are due longest, and all that waits for each: marked as sending, under a new call."""
-    lane = connection.execute(SELECT_LANE, {"only_creates": only_creates}).fetchone()
-    if lane is None or lane["due_at"] > iso(at):
-        return None
-    creating = bool(lane["creating"])
-    due = {**dict(lane), "at": iso(at), "company_until": iso(company_until)}
-    rows = [row for row in connection.execute(SELECT_DUE, due).fetchall() if _something_waits(connection, row, at)]
-    if not rows:
-        return claim(connection, at, company_until=company_until, only_creates=only_creates)
+    """Take the runs that are due longest, and all that waits for each: marked as sending, under a new call.
+
+    `None` where nothing is due, or nothing but what a hand made due: the rest of that has its turn at the next claim.
+    """
+    for _ in range(_MOST_LOOKS):
+        lane = connection.execute(SELECT_LANE, {"only_creates": only_creates}).fetchone()
+        if lane is None or lane["due_at"] > iso(at):
+            return None
+        due = {**dict(lane), "at": iso(at), "company_until": iso(company_until)}
+        rows = [row for row in connection.execute(SELECT_DUE, due).fetchall() if _something_waits(connection, row, at)]
+        if rows:
+            return _claim_runs(connection, rows, at, creating=bool(lane["creating"]))
+    return None
+
+
+def _claim_runs(connection: sqlite3.Connection, rows: list[sqlite3.Row], at: datetime, *, creating: bool) -> Claim:
     call = connection.execute(INSERT_CALL, (MessageKind.CREATE if creating else MessageKind.UPDATE, iso(at)))
     call_id = int(call.lastrowid or 0)
     runs = tuple(_claim_run(connection, row, call_id) for row in rows)
