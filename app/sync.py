@@ -247,10 +247,12 @@ class SyncLoop:
         return allowance(self._rules.monthly_call_budget, self._calls_this_month, now)
 
     async def _next_due(self, allowed: Allowance) -> datetime | None:
-        """When the next run is due that may go then."""
+        """When the next run is due, or a question, that may go then."""
         due = await self._store.next_due()
-        if due is None or allowed.updates_wait_until is None:
+        if allowed.updates_wait_until is None:
             return due
+        if due is None:
+            return allowed.updates_wait_until if self._questions else None
         due = max(due, allowed.updates_wait_until)
         create_due = None if allowed.state is BudgetState.SPENT else await self._store.next_due(only_creates=True)
         return due if create_due is None else min(due, create_due)

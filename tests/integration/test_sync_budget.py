@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # At the clock's start 15.375 of May's 31 days have passed: of 76 ordinary calls 37 may have been spent by then.
 BUDGET = 80
+UNTIL_41_SPENT = iso(START.replace(day=1, hour=0) + timedelta(days=31) * (42 / 76))
 SPENT = """
 WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
 INSERT INTO airtable_calls (method, outcome, records, messages, started_at, finished_at)
@@ -78,19 +80,17 @@ async def test_updates_wait_for_company_when_the_month_would_not_last_and_create
         for _ in range(5):
             await update(house)
         created = await house.kick_off("Ann")
-        await let_time_pass(clock, lambda: created in house.records(), step=0.5)
+        stretched = f"waits until {UNTIL_41_SPENT}, for company: at this pace the month's calls would not last"
+        await let_time_pass(clock, lambda: created in house.records() and held_by(house) == [stretched] * 5, step=0.5)
         counted = await budget(house)
         assert (counted["total"], counted["budget"], counted["state"]) == (41, BUDGET, "stretched")
         assert counted["forecast"] == 83
         assert (await house.call("GET", "/readyz", token=None)).status == 200
-        until = counted["updates_wait_until"]
-        assert (
-            held_by(house) == [f"waits until {until}, for company: at this pace the month's calls would not last"] * 5
-        )
+        assert counted["updates_wait_until"] == UNTIL_41_SPENT
         before = len(house.airtable_server.log)
         await let_time_pass(clock, lambda: not held_by(house), step=3600.0, most=1e7)
         assert len(house.airtable_server.log) == before + 1  # all five in one call
-        assert iso(clock.now()) >= str(until)
+        assert iso(clock.now()) >= UNTIL_41_SPENT
         assert house.records()["251007-070457-Guy-Wilson"]["Posts Successfully Scored"] == 5
 
 
@@ -129,6 +129,21 @@ async def test_nothing_passes_the_budget_and_the_next_month_begins_anew(house: H
         assert created in house.records()
         assert (await budget(house))["total"] == 2
         assert (await house.call("GET", "/readyz", token=None)).status == 200
+
+
+async def test_a_look_that_waits_for_the_next_month_alone_is_made_when_that_comes(
+    house: Harness, clock: HandClock
+) -> None:
+    """Nothing else is due then, and nothing else would wake the loop."""
+    spend(house, 80)
+    async with house.running() as service:
+        log = house.airtable_server.log
+        before = len(log)
+        await house.call("PATCH", "/runs/251007-070457-Nobody", {"add": {"posts_scored": 1}})
+        await let_time_pass(clock, lambda: service.sync.shortage is not None, step=60.0)
+        await let_time_pass(clock, lambda: len(log) > before, step=3600.0, most=3e6)
+        assert log[-1].method == "GET"
+        assert clock.now() >= NEXT_MONTH
 
 
 async def test_a_higher_budget_lets_go_what_waited(house: Harness, clock: HandClock) -> None:
