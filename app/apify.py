@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -65,6 +66,13 @@ class RunWebhook(AnyWebhook):
 
 _WebhookT = TypeVar("_WebhookT", bound=AnyWebhook)
 
+#: JSON can carry half of a surrogate pair, which is no character: what an actor says may be cut off within one. The
+#: other escapes are matched too, so that each begins where it does.
+_HALF_PAIR: Final = re.compile(
+    rb"\\u(?i:d[89ab][\da-f]{2})\\u(?i:d[c-f][\da-f]{2})|(?P<half>\\u(?i:d[89a-f][\da-f]{2}))|\\.", re.DOTALL
+)
+_NO_CHARACTER: Final = rb"\ufffd"
+
 
 def decode_webhook(
     body: bytes, headers: Mapping[str, str], query: Mapping[str, str], *, received_at: datetime
@@ -74,8 +82,9 @@ def decode_webhook(
     Raises:
         Malformed: it is not what Apify sends, by default or by a template; the text says why.
     """
-    event_type = _parse(AnyWebhook, body).event_type
     text = body.decode("utf-8", errors="replace")
+    body = _HALF_PAIR.sub(lambda found: _NO_CHARACTER if found["half"] else found[0], body)
+    event_type = _parse(AnyWebhook, body).event_type
     dispatch_id = headers.get(DISPATCH_HEADER) or None
     if dispatch_id is not None and not (dispatch_id.isascii() and len(dispatch_id) <= MAX_RUN_ID):
         raise Malformed(f"{DISPATCH_HEADER} takes at most {MAX_RUN_ID} ASCII characters")

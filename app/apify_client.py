@@ -15,7 +15,7 @@ import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypedDict, TypeVar, get_args
 from urllib.parse import urlencode
 
 import httpx2
@@ -25,6 +25,7 @@ from apify_client.http_clients import Httpx2HttpClientAsync
 
 from app.apify import BATCH_PARAMETER, RUN_PARAMETER
 from app.clock import iso, parse_http_date, parse_iso
+from app.fields import MAX_DECIMAL, MAX_INTEGER, readable
 from app.logs import REDACTED
 from app.policy.harvest import (
     ENDED,
@@ -178,9 +179,9 @@ class Apify:
         """The run as it is now."""
         try:
             run = await self._reads.run(apify_run_id).get()
+            return Vanished() if run is None else Report(_actor_run(run), iso(at))
         except Exception as error:  # noqa: BLE001 - as above
             return LookFailed(f"Apify could not be asked about run {apify_run_id}: {self.told(error)}")
-        return Vanished() if run is None else Report(_actor_run(run), iso(at))
 
     # Measure
 
@@ -191,17 +192,18 @@ class Apify:
             if run is None:
                 return Vanished()
             items = await self._count_items(run.default_dataset_id) if run.status in ENDED else None
+            cost_usd = _sensible(run.usage_total_usd, MAX_DECIMAL)
+            return Measured(_actor_run(run), items=items, cost_usd=cost_usd, duration_seconds=_duration(run))
         except Exception as error:  # noqa: BLE001 - as above
             return LookFailed(f"Apify could not be asked for the figures of run {apify_run_id}: {self.told(error)}")
-        return Measured(_actor_run(run), items=items, cost_usd=run.usage_total_usd, duration_seconds=_duration(run))
 
     async def _count_items(self, dataset_id: str) -> int | None:
         """The exact number: Apify's own count lags, so what lies beyond it is asked for until a page is empty."""
         dataset = self._reads.dataset(dataset_id)
         shown = await dataset.get()
-        if shown is None:
+        count = None if shown is None else _sensible(shown.item_count, MAX_INTEGER)
+        if count is None:
             return None
-        count = shown.item_count
         while True:
             page = await dataset.list_items(offset=count, limit=_PAGE)
             if not page.items:
@@ -216,7 +218,7 @@ class Apify:
             said = f"{type(error).__name__}: {error}".rstrip(": ")
         for secret in (self._access.token, self._access.webhook_secret):
             said = said.replace(secret, REDACTED) if secret else said
-        return _ENCODED.sub(REDACTED, said)[:_MOST_CAUSE]
+        return readable(_ENCODED.sub(REDACTED, said)[:_MOST_CAUSE])
 
 
 # Looking at the account ---------------------------------------------------------------------------------------------
@@ -388,28 +390,37 @@ def _refused_start(error: ApifyApiError, said: str) -> StartAnswer:
 
 def _actor_run(run: Run) -> ActorRun:
     return ActorRun(
-        id=run.id,
-        status=str(run.status),
-        actor_id=run.act_id,
+        id=readable(run.id),
+        status=readable(str(run.status)),
+        actor_id=readable(run.act_id),
         started_at=iso(run.started_at),
         finished_at=iso(run.finished_at) if run.finished_at else None,
-        dataset_id=run.default_dataset_id,
-        status_message=run.status_message,
+        dataset_id=readable(run.default_dataset_id),
+        status_message=None if run.status_message is None else readable(run.status_message),
     )
 
 
 def _listed_run(run: RunListItem) -> ActorRun:
     """A listed run, as one that has begun: how it stands is asked next."""
     return ActorRun(
-        id=run.id,
+        id=readable(run.id),
         status="READY",
-        actor_id=run.act_id,
+        actor_id=readable(run.act_id),
         started_at=iso(run.started_at),
-        dataset_id=run.default_dataset_id,
+        dataset_id=readable(run.default_dataset_id),
     )
 
 
 def _duration(run: Run) -> float | None:
-    if run.stats.run_time_secs is not None:
-        return run.stats.run_time_secs
-    return (run.finished_at - run.started_at).total_seconds() if run.finished_at else None
+    told = run.stats.run_time_secs
+    if told is None and run.finished_at is not None:
+        told = (run.finished_at - run.started_at).total_seconds()
+    return _sensible(told, MAX_DECIMAL)
+
+
+NumberT = TypeVar("NumberT", int, float)
+
+
+def _sensible(figure: NumberT | None, most: int) -> NumberT | None:
+    """A figure that makes no sense (below zero, endless, not a number) says as much as one that was not told."""
+    return figure if figure is not None and 0 <= figure <= most else None

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 from app.clock import iso
 from app.errors import Conflict, Stopping, StoreUnavailable
-from app.fields import CLIENT_ID, RUN_ID, Registry
+from app.fields import CLIENT_ID, RUN_ID, Registry, readable
 from app.logs import get_logger
 from app.model import MAX_ID, MAX_RUN_ID
 from app.policy.asking import Described, Listed
-from app.policy.consistency import cause_of, differences, is_expired, readable
+from app.policy.consistency import cause_of, differences, is_expired
 from app.policy.delivery import Denied, Refused
 from app.store.protocol import CheckOutcome, CheckScope, SeenRecord
 from app.store.views import CheckReport

@@ -102,6 +102,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def readable(text: str) -> str:
+    """`text` without what no database keeps: half of a surrogate pair."""
+    return text.encode(errors="replace").decode()
+
+
 def _check_integer(value: Json) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("takes an integer")

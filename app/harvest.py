@@ -64,13 +64,15 @@ class HarvestLoop:
             log.warning("harvest.recovered", batches=recovered)
 
     async def run(self) -> None:
-        """Step batches until `stop`, then let the steps under way end. Raises what no rule foresees."""
-        while not self._stopping:
-            self._wake.clear()
-            delay = await self.run_once()
-            if delay != 0.0:
-                await wait_until_set(self._wake, self._clock, delay)
-        await self._land()
+        """Step batches until `stop`, then let the steps under way end."""
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                delay = await self.run_once()
+                if delay != 0.0:
+                    await wait_until_set(self._wake, self._clock, delay)
+        finally:
+            await self._land()
 
     def stop(self) -> None:
         """Begin no more steps; `run` returns once those under way have ended, or their limit has passed."""
@@ -79,7 +81,6 @@ class HarvestLoop:
 
     async def run_once(self) -> float | None:
         """Begin at most one step; seconds until there may be more to do, `None` when only a wake can tell."""
-        self._raise_failures()
         if len(self._steps) >= MOST_STEPS:
             return None
         try:
@@ -96,14 +97,11 @@ class HarvestLoop:
         return 0.0
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception() is None:
-            self._steps.discard(task)
+        """A step that could not even be written down as failed is lost: its batch goes on with a webhook or a start."""
+        self._steps.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("harvest.step_lost", step=task.get_name(), exc_info=error)
         self.wake()
-
-    def _raise_failures(self) -> None:
-        for task in self._steps:
-            if task.done() and not task.cancelled():
-                task.result()
 
     async def _land(self) -> None:
         if not self._steps:
@@ -114,19 +112,17 @@ class HarvestLoop:
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        self._raise_failures()
 
     async def _take(self, step: BatchStep) -> None:
+        """Do a step and write down what it brought. What no rule foresees is the trouble of this batch alone."""
         batch = step.batch
-        starts = step.due_in is BatchState.QUEUED
-        limit = START_SECONDS if starts else LOOK_SECONDS
         try:
-            event = await self._within(limit, self._ask(step))
-        except TimeoutError:
-            event = (StartLost if starts else LookFailed)(f"Apify gave no answer within {limit:.0f} s")
-        except StoreUnavailable as error:
-            event = LookFailed(f"the store does not say which runs are taken: {error.detail}")
-        moved = await self._apply(batch.id, event)
+            event = await self._answer(step)
+            moved = await self._apply(batch.id, event)
+        except Exception as error:
+            log.exception("harvest.step_failed", run_id=batch.run_id, batch=batch.number, due_in=step.due_in)
+            event = _failed(step, f"what Apify answered could not be taken ({type(error).__name__})")
+            moved = await self._apply(batch.id, event)
         told = log.warning if isinstance(event, _TROUBLE) else log.info
         told(
             "harvest.stepped",
@@ -138,6 +134,15 @@ class HarvestLoop:
             cause=moved.cause,
         )
         self._on_work()
+
+    async def _answer(self, step: BatchStep) -> BatchEvent:
+        limit = START_SECONDS if step.due_in is BatchState.QUEUED else LOOK_SECONDS
+        try:
+            return await self._within(limit, self._ask(step))
+        except TimeoutError:
+            return _failed(step, f"Apify gave no answer within {limit:.0f} s")
+        except StoreUnavailable as error:
+            return _failed(step, f"the store does not say which runs are taken: {error.detail}")
 
     async def _apply(self, batch_id: int, event: BatchEvent) -> Batch:
         """What Apify answered must not be forgotten: a full disk, say, is waited out."""
@@ -183,6 +188,10 @@ class HarvestLoop:
                 return await self._source.measure(_run_of(batch))
             case BatchState.STARTING | BatchState.MEASURED:
                 raise AssertionError(f"batch {batch.id} is {batch.state}: it is never due")
+
+
+def _failed(step: BatchStep, cause: str) -> StartLost | LookFailed:
+    return StartLost(cause) if step.due_in is BatchState.QUEUED else LookFailed(cause)
 
 
 def _run_of(batch: Batch) -> str:

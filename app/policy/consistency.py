@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from app.clock import iso, parse_iso
-from app.fields import NUMERIC, FieldType
+from app.fields import NUMERIC, FieldType, readable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,11 +112,6 @@ def _show(value: Json, start: int) -> str:
     after = "…" if len(text) > MOST_SHOWN else ""
     part = text[:MOST_SHOWN]
     return readable(f"{before}{part!r}{after}" if isinstance(value, str) else f"{part}{after}")
-
-
-def readable(text: str) -> str:
-    """`text` without what no database keeps: half of a surrogate pair."""
-    return text.encode(errors="replace").decode()
 
 
 def cause_of(found: Sequence[Difference]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sqlite3
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,11 +19,13 @@ from app.sandbox.apify_runs import ActorRunInput, Plan, RunStatus
 from app.sandbox.wire import applied_then_dropped, reply, server_error
 from tests.support.harness import WEBHOOK_SECRET
 from tests.support.harvesting import RUN, Harvesting, harvesting
-from tests.support.watching import rows
+from tests.support.watching import meddle, rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from app.sandbox.messages import WireRequest, WireResponse
 
 
 @pytest.fixture
@@ -128,6 +132,68 @@ async def test_a_run_deleted_before_it_was_measured_keeps_its_end(field: Harvest
     assert field.record()["Status"] == "Completed"
     assert field.record()["Total Posts Harvested"] == 3
     assert len(field.starts()) == 2
+
+
+def say(field: Harvesting, was: bytes, odd: bytes) -> None:
+    """Let Apify's API answer with something else than it means."""
+    mean = field.apify._wire.backend
+
+    def answer(request: WireRequest) -> WireResponse:
+        meant = mean(request)
+        return replace(meant, body=re.sub(was, odd, meant.body))
+
+    field.apify._wire.backend = answer
+
+
+@pytest.mark.parametrize(
+    ("was", "odd", "known"),
+    [
+        (b'"told"', rb'"half \\ud83d of a pair"', (3, 0.25, 1.0)),
+        (b'"usageTotalUsd":0.25', b'"usageTotalUsd":-0.25', (3, None, 1.0)),
+        (b'"usageTotalUsd":0.25', b'"usageTotalUsd":NaN', (3, None, 1.0)),
+        (b'"usageTotalUsd":0.25', b'"usageTotalUsd":Infinity', (3, None, 1.0)),
+        (b'"runTimeSecs":[0-9.]+', b'"runTimeSecs":Infinity', (3, 0.25, None)),
+        (b'"finishedAt":"....(.*)"runTimeSecs":[0-9.]+', rb'"finishedAt":"2001\1"runTimeSecs":null', (3, 0.25, None)),
+        (b'"itemCount":3', b'"itemCount":%d' % 2**64, (None, 0.25, 1.0)),
+    ],
+    ids=["half a pair", "a cost below 0", "no number", "an endless cost", "an endless run", "an end before", "items"],
+)
+async def test_an_odd_word_or_figure_of_apify_stops_nothing_and_counts_as_untold(
+    field: Harvesting, was: bytes, odd: bytes, known: tuple[object, ...]
+) -> None:
+    field.apify.webhooks.treat(Lose(), times=None)
+    field.sandbox.script = lambda _: Plan(RunStatus.FAILED, items=[{}] * 3, cost_usd=0.25, message="told")
+    say(field, was, odd)
+    async with field.running() as service:
+        await field.kick_off(["ann"])
+        await field.settled(most=300.0)
+        assert not any(loop.done() for loop in service.loops)
+    batch = field.batch()
+    assert (batch.items, batch.cost_usd, batch.duration_seconds) == known
+    assert batch.cause == ("half ? of a pair" if b"pair" in odd else "told")
+    assert field.record()["Status"] == "Failed"
+
+
+async def test_what_one_batch_cannot_take_is_asked_for_again_and_stops_no_other(field: Harvesting) -> None:
+    """Whatever is wrong with an answer: here the store refuses it, as it would refuse what no rule foresees."""
+    refused = (
+        "CREATE TRIGGER odd BEFORE UPDATE ON batches WHEN new.number = 1 AND {} BEGIN SELECT RAISE (ABORT, 'odd'); END"
+    )
+    field.apify.webhooks.treat(Lose(), times=None)
+    async with field.running() as service:
+        meddle(field.house.store_path, refused.format("new.state = 'measured'"))
+        await field.kick_off(["ann"], ["bob"])
+        await field.until(lambda: field.batch(2).is_settled)
+        assert field.batch(1).state == "succeeded"
+        meddle(field.house.store_path, "DROP TRIGGER odd")
+        await field.settled()
+        meddle(field.house.store_path, refused.format("new.state <> 'starting'"))  # not even that it failed
+        await field.kick_off(["cid"], ["dan"], client_id="Zoe")
+        zoe = "251007-070457-Zoe"
+        await field.until(lambda: field.batch(2, zoe).is_settled)
+        assert field.batch(1, zoe).state == "starting"
+        assert not any(loop.done() for loop in service.loops)
+    assert [one.attempts for one in field.batches()] == [1, 1]
 
 
 def by_name(given: ActorRunInput) -> Plan:

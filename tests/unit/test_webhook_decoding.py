@@ -103,6 +103,22 @@ def test_anything_like_a_webhook_gives_a_storable_event_or_malformed(
             assert time is None or (len(time), time[-1]) == (24, "Z")
 
 
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        (rb"half \ud83d of a pair", "half \ufffd of a pair"),
+        (rb"\ude00\uD83D", "\ufffd\ufffd"),
+        (rb"\ud83d\ud83d\uDE00", "\ufffd\U0001f600"),
+        (rb"\\ud83d \\\ud83d \n", "\\ud83d \\\ufffd \n"),
+    ],
+)
+def test_half_of_a_surrogate_pair_in_what_an_actor_says_is_replaced(said: bytes, heard: str) -> None:
+    body = b'{"eventType": "ACTOR.RUN.FAILED", "resource": {"id": "a", "statusMessage": "%s"}}' % said
+    event = decode_webhook(body, {}, {}, received_at=NOW)
+    assert event.report is not None
+    assert event.report.run.status_message == heard
+
+
 def test_the_sample_of_the_documentation_is_read_whole() -> None:
     event = decode_webhook(sample("apify-webhook-succeeded.json"), {DISPATCH_HEADER: "d1"}, {}, received_at=NOW)
     assert event.report is not None
