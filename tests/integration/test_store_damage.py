@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
+import struct
 import subprocess
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
 
 from app.errors import StoreError, StoreUnavailable
+from app.store.sqlite import connection as connection_module
+from app.store.sqlite.connection import connect_reading, connect_writing
 from app.store.sqlite.examine import examine
+from app.store.sqlite.files import refuse_losses
 from app.store.sqlite.opening import open_reading
-from tests.support.stores import JOB, Desk, adding, open_desk
+from tests.support.stores import JOB, Desk, adding, open_desk, setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,6 +153,102 @@ async def test_what_the_refusal_advises_leads_on(killed: Path) -> None:
 async def test_what_a_kill_leaves_is_no_damage(killed: Path) -> None:
     async with open_desk(killed) as desk:
         assert desk.cell("SELECT count(*) FROM outbox") == 3 + UPDATES
+
+
+def rewritten_for_big_endian(file: Path) -> None:
+    """The same WAL as a machine of the other byte order writes it, its sums reckoned word for word."""
+    content = bytearray(file.read_bytes())
+    frame_size = 24 + int.from_bytes(content[8:12], "big")
+    content[:4] = (0x377F0683).to_bytes(4, "big")
+
+    def sums_over(words: bytearray, sums: tuple[int, int]) -> tuple[int, int]:
+        first, second = sums
+        for one, other in struct.iter_unpack(">2I", words):
+            first = (first + one + second) & 0xFFFFFFFF
+            second = (second + other + first) & 0xFFFFFFFF
+        return first, second
+
+    sums = sums_over(content[:24], (0, 0))
+    struct.pack_into(">2I", content, 24, *sums)
+    for start in range(32, len(content) - frame_size + 1, frame_size):
+        sums = sums_over(content[start : start + 8] + content[start + 24 : start + frame_size], sums)
+        struct.pack_into(">2I", content, start + 16, *sums)
+    file.write_bytes(content)
+
+
+async def test_a_wal_of_the_other_byte_order_is_read_as_well(killed: Path) -> None:
+    rewritten_for_big_endian(wal(killed))
+    refuse_losses(killed)
+    with contextlib.closing(sqlite3.connect(killed)) as connection:  # SQLite itself finds all of it
+        assert connection.execute("SELECT count(*) FROM outbox").fetchone() == (3 + UPDATES,)
+
+
+async def test_a_tear_in_what_was_copied_back_loses_what_comes_after_it(tmp_path: Path) -> None:
+    def count(path: Path) -> int:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            rows: int = connection.execute("SELECT count(*) FROM numbers").fetchone()[0]
+            return rows
+
+    path = tmp_path / "runs.db"
+    with contextlib.closing(connect_writing(path)) as writer, contextlib.closing(connect_reading(path)) as reader:
+        writer.execute("CREATE TABLE numbers (number)")
+        writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        writer.execute("INSERT INTO numbers VALUES (1)")
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM numbers").fetchall()
+        writer.execute("INSERT INTO numbers VALUES (2)")
+        copied_back = writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        assert 0 < copied_back[2] < copied_back[1]
+        killed, torn = copied(path, tmp_path / "killed"), copied(path, tmp_path / "torn")
+    refuse_losses(killed)
+    assert count(killed) == 2
+    with wal(torn).open("r+b") as file:
+        file.seek(100)  # within the first frame
+        file.write(b"\xa5")
+    with pytest.raises(StoreError, match="damaged or cut off"):
+        refuse_losses(torn)
+    assert count(torn) == 0  # what SQLite itself would have found
+
+
+async def test_a_large_wal_is_read_a_part_at_a_time_and_to_its_last_page(tmp_path: Path) -> None:
+    with contextlib.closing(connect_writing(tmp_path / "runs.db")) as connection:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("CREATE TABLE large (content)")
+        for _ in range(16):
+            connection.execute("INSERT INTO large VALUES (randomblob(1000000))")
+        large = copied(tmp_path / "runs.db", tmp_path / "killed")
+    assert wal(large).stat().st_size > 16_000_000
+    tracemalloc.start()
+    try:
+        refuse_losses(large)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4_000_000
+    with wal(large).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        (last,) = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(StoreError, match="1 of the pages"):
+        refuse_losses(large)
+
+
+async def test_a_wal_that_grew_beside_a_long_reader_is_cut_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "WAL_LIMIT_BYTES", 200_000)
+    async with open_desk(tmp_path / "runs.db") as desk:
+        await desk.kick_off("Guy")
+        with contextlib.closing(sqlite3.connect(desk.path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM runs").fetchone()
+            for _ in range(40):
+                await desk.update(setting(RUN, note="x" * 90_000))
+            assert wal(desk.path).stat().st_size > 4_000_000
+        for _ in range(2):  # one that copies it back, and one that begins it anew
+            await desk.update(adding(RUN, posts_harvested=1))
+        assert wal(desk.path).stat().st_size <= 200_000
 
 
 async def test_a_stop_leaves_all_in_one_file(stopped: Path) -> None:

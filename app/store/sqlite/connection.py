@@ -26,6 +26,8 @@ T = TypeVar("T")
 Unit: TypeAlias = "Callable[[sqlite3.Connection], T]"
 
 BUSY_TIMEOUT_MS: Final = 5_000
+#: A WAL that grew beyond this, because somebody read for long, is cut back to it when it begins anew.
+WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 #: Units that share one commit at most, so that the first of a flood is not kept waiting by the last.
 GROUP_LIMIT: Final = 256
 _ITER_CHUNK_SIZE: Final = 64
@@ -55,6 +57,7 @@ def connect_writing(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
     except BaseException:
         connection.close()
         raise

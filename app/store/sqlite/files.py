@@ -6,13 +6,18 @@ The layouts are those of https://www.sqlite.org/walformat.html.
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from app.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+    from typing import BinaryIO
+
+    Sums = tuple[int, int]
 
 _WAL_HEADER: Final = struct.Struct(">8I")
 _FRAME_HEADER: Final = struct.Struct(">6I")
@@ -21,6 +26,8 @@ _BIG_ENDIAN_SUMS: Final = 0x377F0683
 _INDEX_HEADER: Final = struct.Struct("=IIIBBHII8s8s8s")
 _INDEX_SIZE: Final = 2 * _INDEX_HEADER.size + 4
 _WORD: Final = 0xFFFFFFFF
+#: Of a WAL so much is in memory at a time, or else one frame.
+_READ_BYTES: Final = 1024 * 1024
 
 
 def wal_of(path: Path) -> Path:
@@ -66,8 +73,9 @@ def _lost_frames(path: Path) -> int:
         committed, copied, salts = index
         if committed <= copied:
             return 0
-        wal = wal_of(path)
-        whole = _whole_frames(wal.read_bytes() if wal.exists() else b"", salts, committed)
+        whole: int | None = 0
+        with contextlib.suppress(FileNotFoundError), wal_of(path).open("rb") as wal:
+            whole = _whole_frames(wal, salts, committed)
         lost = 0 if whole is None else committed - max(whole, copied)
         if lost <= 0 or _read_index(path) == index:  # otherwise the service runs, and has moved on meanwhile
             return max(0, lost)
@@ -90,30 +98,64 @@ def _read_index(path: Path) -> tuple[int, int, bytes] | None:
     return committed, copied, salts
 
 
-def _whole_frames(wal: bytes, salts: bytes, enough: int) -> int | None:
-    """Whole frames at the beginning of the WAL, looking at no more than `enough`; `None`: it is another WAL."""
-    if len(wal) < _WAL_HEADER.size:
+def _whole_frames(wal: BinaryIO, salts: bytes, enough: int) -> int | None:
+    """Whole frames at the beginning of the WAL, looking at no more than `enough`; `None`: it is another WAL.
+
+    None may be left out, not even those that were copied back: the first that is torn is where SQLite takes the WAL to
+    end, whatever stands behind it.
+    """
+    head = wal.read(_WAL_HEADER.size)
+    if len(head) < _WAL_HEADER.size:
         return 0
-    magic, _version, page_size, _number, _salt, _salt_too, *header_sums = _WAL_HEADER.unpack_from(wal)
-    if wal[16:24] != salts:
+    magic, _version, page_size, _number, _salt, _salt_too, *header_sums = _WAL_HEADER.unpack(head)
+    if head[16:24] != salts:
         return None
-    order = ">" if magic == _BIG_ENDIAN_SUMS else "<"
-    sums = _sums(wal[:24], order, (0, 0))
+    order: Literal["little", "big"] = "big" if magic == _BIG_ENDIAN_SUMS else "little"
+    sums = _sums(head[:24], ">" if order == "big" else "<", (0, 0))
     if sums != tuple(header_sums):
         return 0
     frame_size = _FRAME_HEADER.size + page_size
-    for number in range(enough):
-        at = _WAL_HEADER.size + number * frame_size
-        frame = wal[at : at + frame_size]
-        if len(frame) < frame_size or frame[8:16] != salts:
-            return number
-        sums = _sums(frame[:8] + frame[_FRAME_HEADER.size :], order, sums)
-        if sums != struct.unpack(">2I", frame[16:24]):
-            return number
-    return enough
+    # The sums are linear: what a frame adds is its own, and what came before it is carried over each in the same way.
+    nothing = bytes(8 + page_size)
+    (a, b), (c, d) = _sums(nothing, "<", (1, 0)), _sums(nothing, "<", (0, 1))
+    whole = 0
+    while whole < enough:
+        most = min(max(1, _READ_BYTES // frame_size), enough - whole)
+        frames = wal.read(most * frame_size)
+        for number, (first, second) in enumerate(_sums_of_each(frames, frame_size, order)):
+            sums = (a * sums[0] + c * sums[1] + first) & _WORD, (b * sums[0] + d * sums[1] + second) & _WORD
+            start = number * frame_size
+            if frames[start + 8 : start + _FRAME_HEADER.size] != salts + struct.pack(">2I", *sums):
+                return whole
+            whole += 1
+        if len(frames) < most * frame_size:
+            break
+    return whole
 
 
-def _sums(content: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
+def _sums_of_each(frames: bytes, frame_size: int, order: Literal["little", "big"]) -> Sequence[Sums]:
+    """The sums of each whole frame by itself.
+
+    They are computed side by side, in one number that has 64 bits for each frame: that is ten times as fast as one by
+    one, and a WAL may be large.
+    """
+    count = len(frames) // frame_size
+    pairs = memoryview(frames)[: count * frame_size].cast("Q")
+    halves = int.from_bytes(b"\xff\xff\xff\xff\0\0\0\0" * count, "little")
+    first = second = 0
+    step = frame_size // 8
+    for place in (0, *range(_FRAME_HEADER.size // 8, step)):
+        both = int.from_bytes(pairs[place::step].tobytes(), order)
+        lower, upper = both & halves, both >> 32 & halves
+        one, other = (lower, upper) if order == "little" else (upper, lower)
+        first = first + second + one & halves
+        second = second + first + other & halves
+    laid_out = struct.Struct(f"{'<' if order == 'little' else '>'}{count}Q")
+    firsts, seconds = (laid_out.unpack(sums.to_bytes(laid_out.size, order)) for sums in (first, second))
+    return list(zip(firsts, seconds, strict=True))
+
+
+def _sums(content: bytes, order: str, sums: Sums) -> Sums:
     """SQLite's running check sums over pairs of words."""
     first, second = sums
     for one, other in struct.iter_unpack(f"{order}2I", content):
