@@ -213,8 +213,7 @@ ON_THE_WAY = {
     "claim": [
         delivery.SELECT_LANE,
         delivery.SELECT_DUE,
-        delivery.CLAIM_CREATE,
-        delivery.CLAIM_UPDATES,
+        delivery.CLAIM_MESSAGES,
         delivery.CLAIM_RUN,
     ],
     "settle": [

@@ -51,16 +51,11 @@ HAS_PENDING = "SELECT 1 FROM outbox WHERE run_id = ? AND delivered_at IS NULL AN
 INSERT_CALL = "INSERT INTO airtable_calls (method, records, messages, started_at) VALUES (?, 0, 0, ?)"
 COUNT_IN_CALL = "UPDATE airtable_calls SET records = ?, messages = ? WHERE id = ?"
 CLAIM_RUN = "UPDATE runs SET call_id = ? WHERE run_id = ?"
-# The create first: the schema lets an update of a run without a record ride only with it.
-CLAIM_CREATE = """
-UPDATE outbox SET state = 'sending', call_id = :call_id, attempts = attempts + 1
-WHERE run_id = :run_id AND kind = 'create' AND state = 'pending'
-RETURNING id, fields, attempts
-"""
-CLAIM_UPDATES = """
+# In the order of ids: the schema lets an update of a run without a record ride only with its create, which is older.
+CLAIM_MESSAGES = """
 UPDATE outbox SET state = 'sending', call_id = :call_id, attempts = attempts + 1
 WHERE id IN (SELECT id FROM outbox WHERE run_id = :run_id AND delivered_at IS NULL AND state = 'pending'
-             AND kind = 'update' ORDER BY id LIMIT :limit)
+             ORDER BY id LIMIT :limit)
 RETURNING id, fields, attempts
 """
 
@@ -108,7 +103,7 @@ def _claim_run(connection: sqlite3.Connection, row: sqlite3.Row, call_id: int) -
     run_id: str = row["run_id"]
     connection.execute(CLAIM_RUN, (call_id, run_id))
     take = {"call_id": call_id, "run_id": run_id, "limit": MESSAGES_PER_RUN}
-    taken = [row for claim in (CLAIM_CREATE, CLAIM_UPDATES) for row in connection.execute(claim, take).fetchall()]
+    taken = connection.execute(CLAIM_MESSAGES, take).fetchall()
     messages = tuple(Waiting(one["id"], tuple(json.loads(one["fields"])), one["attempts"]) for one in taken)
     return ClaimedRun(
         run_id=run_id,
