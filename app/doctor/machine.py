@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from app.clock import Clock, SystemClock
 from app.doctor.findings import Finding, note, ok, problem
 from app.errors import StoreError
+from app.store.sqlite.connection import WAL_LIMIT_BYTES
 from app.store.sqlite.examine import examine, has_wal_reset_bug, is_written, sqlite_version
 from app.store.sqlite.opening import open_reading
 
@@ -71,6 +72,12 @@ def of_file(path: Path) -> Finding:
     if seen.missing:
         return note(
             name, f"{path} is sound, and older: the next start (or 'migrate') applies {', '.join(seen.missing)}"
+        )
+    if seen.wal_bytes > WAL_LIMIT_BYTES:
+        return note(
+            name,
+            f"{path} is sound, but its WAL has grown to {seen.wal_bytes / 10**6:.0f} MB: something reads the store for "
+            "long (a backup, or a shell in an open transaction) and keeps it from being copied back",
         )
     return ok(name, f"{path} is sound, schema version {seen.version}")
 

@@ -378,7 +378,10 @@ class ActivityStep:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the metrics are made of. `created` and `already_existed` only grow; the rest is as it stands."""
+    """What the metrics are made of. `created` and `already_existed` only grow; the rest is as it stands.
+
+    `file_bytes` are the sizes of the `database` and of its `wal`.
+    """
 
     runs: int
     created: int
@@ -393,3 +396,4 @@ class Counts:
     batches: Mapping[str, int]
     calls_this_month: CallCounts
     last_check: CheckSummary | None
+    file_bytes: Mapping[str, int]

@@ -131,6 +131,7 @@ def store_metrics(counts: Counts) -> Iterator[Metric]:
     )
     states = {state.value: int(state == counts.calls_this_month.state) for state in BudgetState}
     yield _gauges("airtable_budget_state", "How the service keeps to the budget: 1 is how.", "state", states)
+    yield _gauges("store_bytes", "Sizes of the store's database and of its WAL.", "file", counts.file_bytes)
     if counts.last_check is not None:
         yield from check_metrics(counts.last_check)
 

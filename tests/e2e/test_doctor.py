@@ -15,6 +15,7 @@ import pytest
 
 from app.clock import SystemClock
 from app.config import Secrets
+from app.doctor import machine
 from app.doctor.diagnose import diagnose, flaw_of_public_url
 from app.doctor.findings import Diagnosis, Verdict
 from app.doctor.machine import Instruments
@@ -321,6 +322,14 @@ async def test_a_store_that_is_not_there_yet_is_no_problem(practice: Practice) -
     assert verdicts(diagnosis)["database"] == "note"
     assert diagnosis.exit_code == 0
     assert not path.parent.exists()
+
+
+async def test_a_wal_that_cannot_be_copied_back_is_noted(practice: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "WAL_LIMIT_BYTES", 1_000)
+    async with practice.house.running():
+        diagnosis = await practice.call()
+    assert verdicts(diagnosis)["database"] == "note"
+    assert "reads the store for long" in detail(diagnosis, "database")
 
 
 async def test_a_damaged_database_is_said(practice: Practice) -> None:

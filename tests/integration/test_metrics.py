@@ -68,7 +68,7 @@ async def test_names_and_labels_keep_to_the_conventions(served: Harness) -> None
             assert family.type in {"histogram", "summary"} or not re.search(r"_(count|sum|bucket)$", sample.name)
             assert sample.name.endswith("_total") == (family.type == "counter"), sample.name
             assert not re.search(r"_(ms|minutes?|hours?|percent|kb|mb)(_|$)", sample.name), sample.name
-            assert set(sample.labels) <= {"outcome", "state", "kind", "version", "method", "status", "le"}
+            assert set(sample.labels) <= {"outcome", "state", "kind", "version", "method", "status", "le", "file"}
             assert "nobody" not in sample.labels.values()
 
 
@@ -81,6 +81,15 @@ async def test_every_known_state_and_kind_is_there_from_the_first_scrape(served:
     assert "runrecords_creation_success_ratio" not in await scrape(served)  # nothing has ended: there is no rate
     for name in ("runs", "held_updates", "oldest_pending_age_seconds", "airtable_rest_seconds", "schema_flaws"):
         assert await values(served, name) == {"": 0}
+
+
+async def test_the_sizes_of_the_stores_files_are_shown(served: Harness) -> None:
+    await served.kick_off()
+    await let_go(served)
+    wal = served.store_path.with_name("runs.db-wal")
+    sizes = {"database": served.store_path.stat().st_size, "wal": wal.stat().st_size}
+    assert min(sizes.values()) > 0
+    assert await values(served, "store_bytes") == sizes
 
 
 async def test_kickoffs_are_counted_by_whether_they_made_a_run_and_creations_by_their_end(served: Harness) -> None:

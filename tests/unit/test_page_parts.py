@@ -89,6 +89,7 @@ def test_spans_of_time_are_said_in_the_unit_that_suits_them() -> None:
 CALM = Counts(
     runs=3, created=3, already_existed=0, creations_delivered=3, creations_failed=0, pending=1, dead=0,
     oldest_pending_seconds=2.0, held=0, open_errors={}, batches={}, calls_this_month=CallCounts(7), last_check=None,
+    file_bytes={},
 )  # fmt: skip
 STEADY = Standing(trouble=None, rests_for_seconds=0.0, schema_flaws=(), is_checking=False)
 FAILED_CHECK = CheckSummary("", "", "", "no answer", 0, 0, 0, {}, 0, 0, 0, ())

@@ -5,12 +5,14 @@ What ends is counted by the schema's triggers, what was accepted are the ids giv
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.clock import iso, parse_iso
 from app.model import ErrorKind
 from app.policy.budget import forecast, month_of
 from app.store.sqlite.consistency import last_summary
+from app.store.sqlite.files import bytes_of
 from app.store.views import CallCounts, Counts, CreationStats, Stats
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ WHERE kind IN ({", ".join(f"'{kind}'" for kind in ErrorKind)}) AND state = 'open
 COUNT_CALLS = """
 SELECT outcome, sum(calls) AS n FROM airtable_calls_by_day WHERE day >= ? AND calls > 0 GROUP BY outcome
 """
+SELECT_FILE = "SELECT file FROM pragma_database_list WHERE name = 'main'"
 SELECT_BUDGET = "SELECT monthly_calls, state, updates_wait_until FROM call_budget"
 
 
@@ -91,6 +94,7 @@ def counts(connection: sqlite3.Connection, at: datetime) -> Counts:
         batches=batches,
         calls_this_month=calls_this_month(connection, at),
         last_check=last_summary(connection),
+        file_bytes=bytes_of(Path(connection.execute(SELECT_FILE).fetchone()[0])),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from app.clock import iso
 from app.errors import StoreError, StoreLocked
 from app.store.sqlite.connection import connect_reading
-from app.store.sqlite.files import refuse_losses
+from app.store.sqlite.files import bytes_of, refuse_losses
 from app.store.sqlite.migrate import migrations_directory, missing_migrations, read_migrations
 from app.store.sqlite.opening import damage_of, hold_lock
 
@@ -34,6 +34,7 @@ class StoreSeen:
     refusal: str | None = None
     missing: tuple[str, ...] = ()
     version: int = 0
+    wal_bytes: int = 0
 
 
 def examine(path: Path) -> StoreSeen:
@@ -49,7 +50,11 @@ def examine(path: Path) -> StoreSeen:
         return StoreSeen(damage=str(error))
     except StoreError as error:
         return StoreSeen(refusal=str(error))
-    return StoreSeen(missing=tuple(one.name for one in missing), version=len(migrations) - len(missing))
+    return StoreSeen(
+        missing=tuple(one.name for one in missing),
+        version=len(migrations) - len(missing),
+        wal_bytes=bytes_of(path)["wal"],
+    )
 
 
 def is_written(path: Path) -> bool:

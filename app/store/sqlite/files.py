@@ -34,6 +34,12 @@ def wal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
+def bytes_of(path: Path) -> dict[str, int]:
+    """The sizes of the database and of its WAL."""
+    wal = wal_of(path)
+    return {"database": path.stat().st_size, "wal": wal.stat().st_size if wal.exists() else 0}
+
+
 def _index_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-shm")
 
