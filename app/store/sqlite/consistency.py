@@ -39,11 +39,13 @@ SELECT run_id, airtable_record_id, fields, CASE origin WHEN 'adopted' THEN (
         SELECT m.fields FROM outbox AS m WHERE m.run_id = runs.run_id AND m.delivered_at IS NOT NULL
         UNION ALL
         SELECT p.fields FROM pruned_messages AS p WHERE p.run_id = runs.run_id
-    ) AS ours, json_each(ours.fields) AS named) END AS named, (
-    SELECT json_group_array(DISTINCT named.value) FROM outbox AS m, json_each(m.fields) AS named
-    WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL AND m.state = 'dead' AND NOT EXISTS (
-        SELECT 1 FROM outbox AS later, json_each(later.fields) AS again
-        WHERE later.run_id = m.run_id AND later.delivered_at > m.dead_at AND again.value = named.value)) AS dead
+    ) AS ours, json_each(ours.fields) AS named) END AS named,
+    CASE WHEN EXISTS (
+        SELECT 1 FROM outbox AS m WHERE m.run_id = runs.run_id AND m.delivered_at IS NULL AND m.state = 'dead'
+    ) THEN (SELECT json_group_array(field) FROM (
+        SELECT named.value AS field FROM outbox AS m, json_each(m.fields) AS named WHERE m.run_id = runs.run_id
+        GROUP BY field HAVING max(m.dead_at) >= coalesce(max(m.delivered_at), ''))
+    ) ELSE '[]' END AS dead
 FROM runs WHERE airtable_record_id IN (SELECT value FROM json_each(?))
 """
 NOTE_RECORD = """
