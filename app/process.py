@@ -37,7 +37,7 @@ def run(serving: Coroutine[None, None, int]) -> NoReturn:
     """
     with asyncio.Runner() as runner:
         code = runner.run(serving)
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # who starts us may have closed one
             with contextlib.suppress(OSError):
                 stream.flush()
         os._exit(code)
