@@ -40,6 +40,7 @@ from app.policy.harvest import (
     StartPostponed,
     StartRefused,
     Vanished,
+    looked_through_since,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ _PAGE: Final = 1_000
 #: In the User-Agent of a start, before the token of its batch.
 _MARK: Final = "run-records-batch/"
 _READ_RETRIES: Final = 3
-#: Ours and Apify's clocks may differ: a run that is a little older than the attempt may still be its.
+#: Ours and Apify's clocks may differ: a nameless run that is a little older than the attempt may still be its.
 CLOCK_MARGIN: Final = timedelta(seconds=120)
 
 
@@ -134,20 +135,21 @@ class Apify:
     # Find
 
     async def find(self, batch: Batch, run_input: str, taken: Collection[str], at: datetime) -> FindAnswer:
-        """Look through all of the actor's runs since the attempt for the one that this batch's start made.
+        """Look through all of the actor's runs of the attempt's time for the one that this batch's start made.
 
-        Certain is the one whose User-Agent names the batch. Should Apify have kept none, it is one with this very
-        input that no other batch is or has marked.
+        Certain is the one whose User-Agent names the batch, whatever the clocks say. Should Apify have kept none, it
+        is one since the attempt with this very input that no other batch is or has marked.
         """
         assert batch.attempted_at is not None, "only a batch that was tried is looked for"
+        nameless_since = parse_iso(batch.attempted_at) - CLOCK_MARGIN
         mark = _mark_of(batch)
         nameless: list[RunListItem] = []
         try:
-            async for run in self._runs_since(batch.actor_id or "", parse_iso(batch.attempted_at) - CLOCK_MARGIN):
+            async for run in self._runs_since(batch.actor_id or "", looked_through_since(batch, at)):
                 user_agent = run.meta.user_agent or ""
                 if mark in user_agent:
                     return Found(_listed_run(run))
-                if run.id not in taken and _MARK not in user_agent:
+                if run.started_at >= nameless_since and run.id not in taken and _MARK not in user_agent:
                     nameless.append(run)
             for run in nameless:
                 if await self._has_input(run, run_input):

@@ -6,7 +6,10 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from typing import Final, Protocol
+
+#: Who sleeps until a time that is far ahead looks at the clock this often, for it may have been set.
+_LONGEST_SLEEP_SECONDS: Final = 3600.0
 
 
 class Clock(Protocol):
@@ -59,6 +62,11 @@ def parse_http_date(text: str | None) -> datetime | None:
         return parsedate_to_datetime(text or "").astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+
+
+def seconds_until(due: datetime | None, now: datetime) -> float | None:
+    """How long to sleep before what is `due` is looked for again: never 0, and `None` where nothing is."""
+    return None if due is None else min(max(0.001, (due - now).total_seconds()), _LONGEST_SLEEP_SECONDS)
 
 
 async def wait_until_set(event: asyncio.Event, clock: Clock, seconds: float | None) -> None:

@@ -7,14 +7,13 @@ batch as it is by then, because a webhook may have been faster.
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from app.clock import Clock, parse_iso, wait_until_set
+from app.clock import Clock, seconds_until, wait_until_set
 from app.errors import StoreUnavailable
 from app.logs import get_logger
 from app.model import BatchState
-from app.policy.harvest import LookFailed, StartLost, StartPostponed, StartRefused, Vanished
+from app.policy.harvest import LookFailed, StartLost, StartPostponed, StartRefused, Vanished, looked_through_since
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -28,8 +27,6 @@ log = get_logger(__name__)
 #: Steps under way at once; starts are limited further by `max_concurrent_runs`.
 MOST_STEPS: Final = 8
 _STORE_AGAIN_SECONDS: Final = 1.0
-#: By Apify's clock and ours a run that could be a batch's started at most this long before its attempt.
-_LOOK_BACK: Final = timedelta(days=1)
 #: How long a start's answer is waited for, and the many of a look; past that nothing is known.
 START_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 300.0
@@ -83,14 +80,15 @@ class HarvestLoop:
         """Begin at most one step; seconds until there may be more to do, `None` when only a wake can tell."""
         if len(self._steps) >= MOST_STEPS:
             return None
+        now = self._clock.now()
         try:
-            step = await self._store.claim_batch(self._clock.now())
+            step = await self._store.claim_batch(now)
             due = await self._store.next_batch_due() if step is None else None
         except StoreUnavailable as error:  # it passes: the disk is full, say, or a person holds the database
             log.error("harvest.not_claimed", reason=error.detail)  # noqa: TRY400
             return _STORE_AGAIN_SECONDS
         if step is None:
-            return None if due is None else max(0.001, (due - self._clock.now()).total_seconds())
+            return seconds_until(due, now)
         task = asyncio.create_task(self._take(step), name=f"batch-{step.batch.id}")
         self._steps.add(task)
         task.add_done_callback(self._ended)
@@ -178,9 +176,7 @@ class HarvestLoop:
             case BatchState.QUEUED:
                 return await self._source.start(batch, step.run_input)
             case BatchState.UNKNOWN:
-                assert batch.attempted_at is not None, "the schema says so"
-                since = parse_iso(batch.attempted_at) - _LOOK_BACK
-                taken = await self._store.taken_apify_runs(batch.id, since)
+                taken = await self._store.taken_apify_runs(batch.id, looked_through_since(batch, now))
                 return await self._source.find(batch, step.run_input, taken, now)
             case BatchState.RUNNING:
                 return await self._source.follow(_run_of(batch), now)

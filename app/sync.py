@@ -13,7 +13,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from app.clock import Clock, wait_until_set
+from app.clock import Clock, seconds_until, wait_until_set
 from app.errors import StoreUnavailable
 from app.logs import get_logger
 from app.model import MessageKind
@@ -56,8 +56,6 @@ MOST_IN_FLIGHT: Final = 16
 #: While nobody gets a sound answer, one request at a time finds out whether that has changed.
 _PROBES: Final = 1
 _STORE_AGAIN_SECONDS: Final = 1.0
-#: What is due far ahead is looked at this often: a wait for the next month would not notice that the clock was set.
-_LONGEST_SLEEP_SECONDS: Final = 3600.0
 #: For how long the base counts a request into its limit, which it goes on doing while we start again.
 _BASE_COUNTS: Final = timedelta(seconds=1)
 
@@ -117,6 +115,7 @@ class SyncLoop:
         self._first_questions: deque[_Question] = deque()
         self._on_refused = on_refused
         self._stopping = False
+        self._longest_wait = max(LONGEST_WAIT, timedelta(seconds=rules.retry.backoff_max_seconds))
 
     def wake(self) -> None:
         """There is (or may be) something to do: look at once."""
@@ -153,8 +152,7 @@ class SyncLoop:
     async def recover(self) -> None:
         """Take back what a stopped process was sending, and keep to the pause that it was told to keep."""
         now = self._clock.now()
-        longest_wait = max(LONGEST_WAIT, timedelta(seconds=self._rules.retry.backoff_max_seconds))
-        taken_back = await self._store.recover(now, longest_wait)
+        taken_back = await self._store.recover(now, self._longest_wait)
         if taken_back:
             log.warning("sync.recovered", messages=taken_back)
         self._allowance = await self._decide(now)
@@ -200,9 +198,9 @@ class SyncLoop:
     async def run_once(self) -> float | None:
         """Start at most one request; seconds until there may be more to do, `None` when only a wake can tell."""
         self._raise_failures()
-        delay = self._window.delay(self._clock.monotonic())
-        if delay > 0.0:
-            return delay
+        rest = self._window.delay(self._clock.monotonic())
+        if rest > 0.0:
+            return rest
         if len(self._in_flight) >= (_PROBES if self._health.trouble else MOST_IN_FLIGHT):
             return None  # the end of one of them wakes the loop
         now = self._clock.now()
@@ -211,19 +209,18 @@ class SyncLoop:
             claim = None
             if not self._first_questions and allowed.state is not BudgetState.SPENT:
                 claim = await self._store.claim(now, only_creates=allowed.updates_wait)
+            question = self._next_question(allowed) if claim is None else None
+            delay = await self._until_due(allowed, now) if claim is None and question is None else 0.0
         except StoreUnavailable as error:  # it passes: the disk is full, say, or a person holds the database
             self._store_trouble = f"the store gives nothing out to send: {error.detail}"
             log.error("sync.not_claimed", reason=error.detail)  # noqa: TRY400
             return _STORE_AGAIN_SECONDS
         self._store_trouble = None
-        if claim is None and (question := self._next_question(allowed)) is not None:
+        if claim is not None:
+            self._carry_in_flight(self._carry(claim, self._leave()))
+        elif question is not None:
             self._carry_in_flight(self._put(question, self._leave()))
-            return 0.0
-        if claim is None:
-            due = await self._next_due(allowed)
-            return None if due is None else min(max(0.001, (due - now).total_seconds()), _LONGEST_SLEEP_SECONDS)
-        self._carry_in_flight(self._carry(claim, self._leave()))
-        return 0.0
+        return delay
 
     def _leave(self) -> Departure:
         self._calls_this_month += 1
@@ -245,6 +242,13 @@ class SyncLoop:
             self._calls_this_month = await self._store.calls_this_month(now)
             self._month = month_of(now)
         return allowance(self._rules.monthly_call_budget, self._calls_this_month, now)
+
+    async def _until_due(self, allowed: Allowance, now: datetime) -> float | None:
+        """Seconds until something is due. What waits longer than anything does is due now: the clock was set back."""
+        due = await self._next_due(allowed)
+        if due is not None and await self._store.recover_far(now, self._longest_wait):
+            return 0.0
+        return seconds_until(due, now)
 
     async def _next_due(self, allowed: Allowance) -> datetime | None:
         """When the next run is due, or a question, that may go then."""

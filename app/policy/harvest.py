@@ -240,12 +240,23 @@ def first_look(rules: HarvestRules) -> timedelta:
     return timedelta(seconds=min(_FIRST_LOOK_SECONDS, rules.look_after_seconds))
 
 
+#: How far ahead of Apify's clock ours may have been at an attempt.
+_LOOK_BACK: Final = timedelta(days=1)
+
+
+def looked_through_since(batch: Batch, at: datetime) -> datetime:
+    """A run that started before then is not the batch's, whatever the clocks said at its attempt and say now."""
+    assert batch.attempted_at is not None, "only a batch that was tried is looked for"
+    return min(parse_iso(batch.attempted_at), at) - _LOOK_BACK
+
+
 def _none_found(batch: Batch, event: NoneFound, at: datetime, rules: HarvestRules) -> Batch:
     """A list shows a run late: only one begun `look_after_seconds` past the attempt proves that there is none."""
     assert batch.attempted_at is not None, "only a batch that was tried is looked for"
     certain_at = parse_iso(batch.attempted_at) + timedelta(seconds=rules.look_after_seconds)
     if event.listed_at < certain_at:
-        return replace(batch, due_at=iso(max(certain_at, at)))
+        soon = at + timedelta(seconds=rules.look_after_seconds)  # the attempt is ahead where the clock was set back
+        return replace(batch, due_at=iso(min(max(certain_at, at), soon)))
     return replace(batch, state=BatchState.QUEUED, cause=None, polls=0, due_at=iso(at))
 
 

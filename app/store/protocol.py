@@ -210,8 +210,12 @@ class Outbox(Protocol):
     async def recover(self, at: datetime, longest_wait: timedelta = LONGEST_WAIT) -> int:
         """Take back what a stopped process was sending; the number of messages.
 
-        What would wait longer than anything does (the clock was set back), or for nothing, is due at once.
+        What would wait for nothing is due at once, and what `recover_far` finds.
         """
+        ...
+
+    async def recover_far(self, at: datetime, longest_wait: timedelta = LONGEST_WAIT) -> int:
+        """What would wait longer than anything does is due at once: the clock was set back. How many runs that are."""
         ...
 
     async def calls_this_month(self, at: datetime) -> int:
@@ -235,7 +239,10 @@ class Harvest(Protocol):
     """Following the batches."""
 
     async def claim_batch(self, at: datetime) -> BatchStep | None:
-        """The batch that is due longest; a queued one is marked as starting before this returns."""
+        """The batch that is due longest; a queued one is marked as starting before this returns.
+
+        What would wait longer than anything does is due at once: the clock was set back.
+        """
         ...
 
     async def next_batch_due(self) -> datetime | None: ...
@@ -256,6 +263,10 @@ class Missing(Protocol):
 
     async def next_look_due(self) -> datetime | None:
         """When the next look of either kind is due."""
+        ...
+
+    async def recover_looks(self, at: datetime) -> int:
+        """Looks that would wait longer than any does are due at once: the clock was set back. How many those are."""
         ...
 
     async def settle_looks(self, found: Mapping[str, Sequence[Adoption]], at: datetime) -> Sequence[str]:

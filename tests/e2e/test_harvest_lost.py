@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,8 @@ from app.sandbox.wire import (
     truncated,
 )
 from tests.support.harvesting import RUN, Harvesting, harvesting
-from tests.support.watching import rows
+from tests.support.watching import let_time_pass, rows
+from tests.support.wire_by_hand import JumpingClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -131,6 +133,31 @@ async def test_a_start_is_sent_again_only_after_a_list_long_enough_after_it(fiel
     assert field.batch().attempts == 2
     assert field.record()["Status"] == "Completed"
     field.assert_each_started_once(1)
+
+
+async def test_a_lost_start_is_found_by_a_clock_that_is_ahead_of_apifys(field: Harvesting) -> None:
+    apifys = field.sandbox.now
+    field.sandbox.now = lambda: apifys() - timedelta(hours=1)
+    field.apify.faults.add(applied_then_dropped(), method="POST")
+    lose_webhooks(field)
+    async with field.running():
+        await field.kick_off(["ann"])
+        await let_time_pass(field.clock, lambda: field.batch().is_settled, step=0.5, most=300.0)
+    field.assert_each_started_once(1)
+
+
+async def test_a_start_that_was_tried_by_a_clock_that_is_set_back_is_looked_for_once_in_a_while(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    async with harvesting(tmp_path, clock=clock) as field:
+        field.apify.faults.add(dropped(), method="POST")
+        async with field.running():
+            await field.kick_off(["ann"])
+            await field.until(lambda: field.batch().state == "unknown")
+            clock.jump(-2 * 86_400)
+            until_then = clock.monotonic() + 600
+            await let_time_pass(clock, lambda: clock.monotonic() > until_then, step=1.0)
+    assert 5 <= len({look.received_at for look in listings(field)}) <= 12  # a minute apart
+    assert len(field.starts()) == 1
 
 
 async def test_a_run_that_a_listing_shows_late_is_waited_for(field: Harvesting) -> None:

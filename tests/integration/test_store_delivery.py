@@ -345,7 +345,7 @@ async def test_what_a_stopped_process_was_sending_is_sent_again(tmp_path: Path) 
         assert await desk.store.recover(later(62)) == 0
 
 
-async def test_what_a_clock_that_was_set_back_left_due_far_ahead_is_due_at_a_start(desk: Desk) -> None:
+async def test_what_a_clock_that_was_set_back_left_due_far_ahead_is_due_at_once(desk: Desk) -> None:
     await desk.kick_off()
     await desk.kick_off("Ann")
     await desk.store.accept_update(adding("251007-070457-MGuy", posts_harvested=1), AT)
@@ -354,10 +354,13 @@ async def test_what_a_clock_that_was_set_back_left_due_far_ahead_is_due_at_a_sta
     meddle(desk.path, "UPDATE runs SET due_at = ? WHERE client_id = 'Ann'", iso(later(3600)))  # as a backoff may
     meddle(desk.path, "UPDATE errors SET look_due_at = ?", iso(later(86_400 + 1)))
     meddle(desk.path, "UPDATE errors SET look_due_at = ? WHERE client_id = 'MAnn'", iso(later(86_400)))
-    await desk.store.recover(AT)
+    meddle(desk.path, "INSERT INTO record_looks SELECT run_id, ? FROM runs", iso(later(3600 + 1)))
+    assert await desk.store.recover_far(AT) == 1
+    assert await desk.store.recover_looks(AT) == 3
     assert desk.rows("SELECT client_id, due_at FROM runs ORDER BY id") == [("Guy", iso(AT)), ("Ann", iso(later(3600)))]
     assert await desk.store.due_looks(AT, 9) == ["251007-070457-MGuy"]
     assert desk.cell("SELECT max(look_due_at) FROM errors") == iso(later(86_400))
+    assert len(await desk.store.due_record_looks(AT, 9)) == 2
 
 
 async def test_a_longer_backoff_is_kept_at_a_start(desk: Desk) -> None:

@@ -233,8 +233,8 @@ ON_THE_WAY = {
         delivery.RECOVER_MESSAGES,
         delivery.RECOVER_RUNS,
         delivery.RECOVER_FAR_RUNS,
-        delivery.RECOVER_FAR_LOOKS,
-        delivery.RECOVER_FAR_RECORD_LOOKS,
+        missing.RECOVER_FAR_LOOKS,
+        missing.RECOVER_FAR_RECORD_LOOKS,
         delivery.RECOVER_UNDUE_RUNS,
     ],
     "accept a create": [

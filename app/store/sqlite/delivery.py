@@ -11,7 +11,6 @@ from app.errors import StoreError
 from app.fields import load_fold
 from app.model import RECORDS_PER_CALL, CallOutcome, ErrorKind, MessageKind
 from app.policy.delivery import Claim, ClaimedRun, SetAside, Waiting, fields_to_send
-from app.policy.missing import LONGEST_PAUSE
 from app.store.sqlite.troubles import meet, resolve_delivered
 
 if TYPE_CHECKING:
@@ -270,8 +269,6 @@ UPDATE runs SET due_at = :at WHERE id IN (
     SELECT r.id FROM lane CROSS JOIN runs AS r ON (r.airtable_record_id IS NULL) = lane.creating
         AND r.share = lane.share AND r.due_at > :latest AND r.due_at IS NOT NULL AND r.call_id IS NULL)
 """
-RECOVER_FAR_LOOKS = "UPDATE errors SET look_due_at = :at WHERE look_due_at > :latest"
-RECOVER_FAR_RECORD_LOOKS = "UPDATE record_looks SET due_at = :at WHERE due_at > :latest"
 # Nothing of ours leaves a message without a due time but the death of its create and a look for its record; a person's
 # hand does.
 RECOVER_UNDUE_RUNS = """
@@ -292,11 +289,14 @@ def recover(connection: sqlite3.Connection, at: datetime, longest_wait: timedelt
         connection.execute(RECOVER_MESSAGES, (kind,)).rowcount for kind in (MessageKind.UPDATE, MessageKind.CREATE)
     )
     connection.execute(RECOVER_RUNS, (iso(at),))
-    connection.execute(RECOVER_FAR_RUNS, {"at": iso(at), "latest": iso(at + longest_wait)})
-    for far_looks in (RECOVER_FAR_LOOKS, RECOVER_FAR_RECORD_LOOKS):
-        connection.execute(far_looks, {"at": iso(at), "latest": iso(at + LONGEST_PAUSE)})
+    recover_far(connection, at, longest_wait)
     connection.execute(RECOVER_UNDUE_RUNS, {"at": iso(at)})
     return taken_back
+
+
+def recover_far(connection: sqlite3.Connection, at: datetime, longest_wait: timedelta) -> int:
+    """Make due what a clock that was ahead put off for longer than anything waits; how many runs that are."""
+    return connection.execute(RECOVER_FAR_RUNS, {"at": iso(at), "latest": iso(at + longest_wait)}).rowcount
 
 
 # As many of the latest as can have been under way together: they are answered in any order.

@@ -46,6 +46,8 @@ def claim_batch(connection: sqlite3.Connection, at: datetime, rules: HarvestRule
     """
     due = {"most": rules.max_concurrent_runs, "at": iso(at)}
     row = connection.execute(CLAIM_DUE, due).fetchone()
+    if row is None and _recover_far(connection, at, rules):
+        row = connection.execute(CLAIM_DUE, due).fetchone()
     if row is None:
         return None
     was = BatchState(row["state"])
@@ -107,6 +109,10 @@ RECOVER_FAR_BATCHES = "UPDATE batches SET due_at = ? WHERE due_at > ?"
 
 def recover_batches(connection: sqlite3.Connection, at: datetime, rules: HarvestRules) -> int:
     """After a stop: a start that was under way is unknown, and every step that was under way is due again."""
-    connection.execute(RECOVER_FAR_BATCHES, (iso(at), iso(at + longest_wait(rules))))
+    _recover_far(connection, at, rules)
     lost = connection.execute(RECOVER_STARTS, (iso(at + first_look(rules)),)).rowcount
     return lost + connection.execute(RECOVER_BATCHES, (iso(at),)).rowcount
+
+
+def _recover_far(connection: sqlite3.Connection, at: datetime, rules: HarvestRules) -> int:
+    return connection.execute(RECOVER_FAR_BATCHES, (iso(at), iso(at + longest_wait(rules)))).rowcount

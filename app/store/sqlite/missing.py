@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 from app.clock import iso
 from app.fields import CLIENT_ID, dump, load_fold
 from app.model import ErrorKind, Resolution
-from app.policy.missing import look_pause
+from app.policy.missing import LONGEST_PAUSE, look_pause
 from app.policy.similar import client_of, job_of
-from app.store.protocol import LostRecord
+from app.store.protocol import LONGEST_WAIT, LostRecord
 from app.store.sqlite.delivery import SELECT_OWNER
 from app.store.sqlite.intake import apply_held
 from app.store.sqlite.replay import REVIVE, wake_run
@@ -40,6 +40,19 @@ SELECT min(due_at) FROM (
     SELECT min(look_due_at) AS due_at FROM errors WHERE look_due_at IS NOT NULL
     UNION ALL SELECT min(due_at) FROM record_looks)
 """
+
+
+# A due time that is further ahead than any look of its kind was given by a clock that has been set back since.
+RECOVER_FAR_LOOKS = "UPDATE errors SET look_due_at = :at WHERE look_due_at > :latest"
+RECOVER_FAR_RECORD_LOOKS = "UPDATE record_looks SET due_at = :at WHERE due_at > :latest"
+
+
+def recover_looks(connection: sqlite3.Connection, at: datetime) -> int:
+    """Make due what a clock that was ahead put off for longer than any look waits; how many looks that are."""
+    looks = {RECOVER_FAR_LOOKS: LONGEST_PAUSE, RECOVER_FAR_RECORD_LOOKS: LONGEST_WAIT}
+    return sum(
+        connection.execute(sql, {"at": iso(at), "latest": iso(at + longest)}).rowcount for sql, longest in looks.items()
+    )
 
 
 # Missing runs ---------------------------------------------------------------------------------------------------

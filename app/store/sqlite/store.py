@@ -215,7 +215,15 @@ class SqliteStore(SqliteReading):
         await self._writer.run(lambda connection: delivery.bind_base(connection, base_id, at))
 
     async def recover(self, at: datetime, longest_wait: timedelta = LONGEST_WAIT) -> int:
+        longest_wait = self._longest(longest_wait)
         return await self._writer.run(lambda connection: delivery.recover(connection, at, longest_wait))
+
+    async def recover_far(self, at: datetime, longest_wait: timedelta = LONGEST_WAIT) -> int:
+        longest_wait = self._longest(longest_wait)
+        return await self._writer.run(lambda connection: delivery.recover_far(connection, at, longest_wait))
+
+    def _longest(self, wait: timedelta) -> timedelta:
+        return max(wait, timedelta(seconds=self._linger_seconds))
 
     async def calls_this_month(self, at: datetime) -> int:
         return await self._reader.run(lambda connection: counting.calls_this_month(connection, at).total)
@@ -262,6 +270,9 @@ class SqliteStore(SqliteReading):
     async def next_look_due(self) -> datetime | None:
         due = await self._reader.run(missing.next_look_due)
         return None if due is None else parse_iso(due)
+
+    async def recover_looks(self, at: datetime) -> int:
+        return await self._writer.run(lambda connection: missing.recover_looks(connection, at))
 
     async def settle_looks(self, found: Mapping[str, Sequence[Adoption]], at: datetime) -> Sequence[str]:
         return await self._writer.run(lambda connection: self._settle_looks(connection, found, at))
