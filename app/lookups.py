@@ -12,11 +12,12 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from app.clock import Clock, wait_until_set
+from app.clock import Clock, seconds_until, wait_until_set
 from app.errors import StoreUnavailable
 from app.fields import RUN_ID
 from app.logs import get_logger
 from app.policy.asking import Listed
+from app.policy.missing import refused_pause
 from app.store.protocol import Adoption
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ log = get_logger(__name__)
 
 #: Runs that one call asks for: their formula is within what Airtable takes.
 IDS_PER_CALL: Final = 50
-_FAILED_PAUSE_SECONDS: Final = 60.0
+#: The answer to a look that cannot be kept is asked for again, and calls are counted.
+_STORE_AGAIN_SECONDS: Final = 60.0
 
 
 class LookupLoop:
@@ -44,9 +46,16 @@ class LookupLoop:
         self._registry = registry
         self._clock = clock
         self._wake = asyncio.Event()
+        self._refusals = 0
+        self._has_asked = False
 
     def wake(self) -> None:
-        """A run is missing, or the record of one was lost and is asked for: look at once."""
+        """A run is missing: look at once, or after the pause that follows a refusal."""
+        if not self._has_asked:
+            self._wake.set()
+
+    def look_again(self) -> None:
+        """A person asks for what waits: look at once, for what was refused may be mended."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -59,12 +68,19 @@ class LookupLoop:
 
     async def run_once(self) -> float | None:
         """Ask one time at most; seconds until there may be more to ask, `None` when only a wake can tell."""
+        self._has_asked = False
         now = self._clock.now()
-        for look in (self._look_for_missing, self._look_for_lost):
-            if (delay := await look(now)) is not None:
-                return delay
-        due = await self._store.next_look_due()
-        return None if due is None else max(0.001, (due - now).total_seconds())
+        try:
+            for look in (self._look_for_missing, self._look_for_lost):
+                if (delay := await look(now)) is not None:
+                    return delay
+            due = await self._store.next_look_due()
+            if due is not None and await self._store.recover_looks(now):
+                return 0.0
+        except StoreUnavailable as error:  # it passes: the disk is full, say, or a person holds the database
+            log.error("lookup.store_unavailable", reason=error.detail)  # noqa: TRY400
+            return _STORE_AGAIN_SECONDS
+        return seconds_until(due, now)
 
     async def _look_for_missing(self, now: datetime) -> float | None:
         """Ask for missing runs; seconds until it can go on, `None` where none is due."""
@@ -73,12 +89,8 @@ class LookupLoop:
             return None
         records = await self._find(run_ids)
         if records is None:
-            return _FAILED_PAUSE_SECONDS
-        try:
-            adopted = await self._store.settle_looks(self._sort(run_ids, records), self._clock.now())
-        except StoreUnavailable as error:
-            log.error("lookup.not_settled", reason=error.detail)  # noqa: TRY400
-            return _FAILED_PAUSE_SECONDS
+            return self._pause()
+        adopted = await self._store.settle_looks(self._sort(run_ids, records), self._clock.now())
         for run_id in adopted:
             log.warning("run.adopted", run_id=run_id)
         log.info("lookup.done", asked=len(run_ids), adopted=len(adopted))
@@ -93,18 +105,14 @@ class LookupLoop:
         run_ids = [one.run_id for one in lost]
         records = await self._find(run_ids, [one.record_id for one in lost])
         if records is None:
-            return _FAILED_PAUSE_SECONDS
+            return self._pause()
         own = {one.record_id: one.run_id for one in lost}
         named = self._sort(run_ids, records)
         found = {run_id: [one.record_id for one in named[run_id]] for run_id in run_ids}
         for record in records:
             if record.id in own and record.id not in found[own[record.id]]:  # it is there, and was renamed
                 found[own[record.id]].append(record.id)
-        try:
-            linked = await self._store.settle_record_looks(found, self._clock.now())
-        except StoreUnavailable as error:
-            log.error("lookup.not_settled", reason=error.detail)  # noqa: TRY400
-            return _FAILED_PAUSE_SECONDS
+        linked = await self._store.settle_record_looks(found, self._clock.now())
         for run_id, record_id in linked.items():
             log.warning("run.linked", run_id=run_id, record_id=record_id)
         log.info("lookup.lost_done", asked=len(run_ids), linked=len(linked))
@@ -113,6 +121,7 @@ class LookupLoop:
 
     async def _find(self, run_ids: Sequence[str], record_ids: Sequence[str] = ()) -> list[FoundRecord] | None:
         """All records that are asked for, or nothing where Airtable does not tell."""
+        self._has_asked = True
         records: list[FoundRecord] = []
         offset: str | None = None
         while True:
@@ -122,7 +131,14 @@ class LookupLoop:
                 return None
             records += answer.records
             if (offset := answer.offset) is None:
+                self._refusals = 0
                 return records
+
+    def _pause(self) -> float:
+        """Airtable did not tell: seconds for which it is not asked again, but by a person."""
+        pause = refused_pause(self._refusals)
+        self._refusals += 1
+        return pause.total_seconds()
 
     def _sort(self, run_ids: Sequence[str], records: Sequence[FoundRecord]) -> dict[str, tuple[Adoption, ...]]:
         """What was found for each id that was asked for; only an exact match counts."""

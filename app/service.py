@@ -120,7 +120,7 @@ class Service:
     def wake_for_replay(self) -> None:
         """A person asked for messages to be sent again: the records of some may have to be found first."""
         self.wake()
-        self.lookups.wake()
+        self.lookups.look_again()
 
     def stop(self) -> None:
         """Begin nothing new. Everything that is under way has the same time from now to come to its end."""

@@ -7,10 +7,19 @@ from typing import Final
 
 FIRST_PAUSE: Final = timedelta(minutes=1)
 LONGEST_PAUSE: Final = timedelta(hours=24)
+_LONGEST_AFTER_REFUSAL: Final = timedelta(hours=1)
 _MOST_DOUBLINGS: Final = 12  # more would overflow, and are longer than the longest pause
 
 
 def look_pause(looks: int) -> timedelta:
     """The pause after a look that found nothing, when there were `looks` before it."""
-    doubled = FIRST_PAUSE * (1 << min(looks, _MOST_DOUBLINGS))
-    return min(doubled, LONGEST_PAUSE)
+    return min(_doubled(looks), LONGEST_PAUSE)
+
+
+def refused_pause(refusals: int) -> timedelta:
+    """The pause when Airtable did not tell, as it had not `refusals` times in a row before."""
+    return min(_doubled(refusals), _LONGEST_AFTER_REFUSAL)
+
+
+def _doubled(times: int) -> timedelta:
+    return FIRST_PAUSE * (1 << min(times, _MOST_DOUBLINGS))

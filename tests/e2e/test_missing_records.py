@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.sandbox.airtable_errors import rate_limited
-from app.sandbox.faults import applied_then_dropped, odd_body, server_error
+from app.sandbox.airtable_errors import ErrorForms, invalid_formula, rate_limited
+from app.sandbox.faults import applied_then_dropped, odd_body, reply, server_error
 from app.sandbox.hand_clock import HandClock
 from tests.support.harness import Harness, harness, sample
 from tests.support.process import command
@@ -200,6 +200,34 @@ async def test_looks_survive_the_faults_of_the_wire(slow_house: Harness, clock: 
         await add_posts(slow_house, 1)
         await let_time_pass(clock, lambda: rows(path, "SELECT sync FROM runs") == [("synced",)], step=0.5, most=600.0)
     assert slow_house.records()[RUN_ID]["Total Posts Harvested"] == 6
+
+
+async def test_a_look_that_is_refused_is_repeated_ever_less_until_it_is_answered(
+    slow_house: Harness, clock: HandClock
+) -> None:
+    """However many updates are held meanwhile; but a person who has mended the cause need not wait."""
+    refused = reply(invalid_formula("no such column").response(ErrorForms()))
+    slow_house.airtable_server.faults.add(refused, times=None, method="GET")
+
+    async def pass_hours(hours: float) -> int:
+        before, end = looks(slow_house), clock.monotonic() + hours * 3600
+        while clock.monotonic() < end:
+            await add_posts(slow_house, 1)
+            soon = clock.monotonic() + 600
+            await let_time_pass(clock, lambda soon=soon: clock.monotonic() >= soon, step=30.0)  # type: ignore[misc]
+        return looks(slow_house) - before
+
+    async with slow_house.running():
+        assert await pass_hours(2) == 7  # at once, and after 1, 2, 4, 8, 16 and 32 minutes
+        assert await pass_hours(4) == 4
+        before = looks(slow_house)
+        assert (await slow_house.call("POST", "/outbox/retry", {})).status == 200
+        await until(lambda: looks(slow_house) == before + 1)
+        slow_house.airtable_server.faults.clear()
+        await let_time_pass(clock, lambda: rows(slow_house.store_path, "SELECT looks FROM errors") == [(1,)], step=20.0)
+        slow_house.airtable_server.faults.add(refused, times=None, method="GET")
+        assert await pass_hours(0.5) == 5  # after 1 minute, and then as at first
+    assert slow_house.records() == {}
 
 
 async def test_a_late_kickoff_is_followed_by_what_was_held_in_its_order(house: Harness) -> None:
