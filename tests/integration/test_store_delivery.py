@@ -11,8 +11,9 @@ import pytest
 
 from app.clock import iso
 from app.fields import Change
-from app.model import BatchOrder, ErrorKind, Kickoff
+from app.model import BatchOrder, BatchState, ErrorKind, Kickoff
 from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown, Written
+from app.policy.harvest import ENDED
 from app.store.sqlite import delivery
 from app.store.views import ErrorFilter, Slice
 from tests.support.stores import AT, JOB, Desk, adding, later, open_desk, setting, written
@@ -379,6 +380,22 @@ async def test_a_batch_that_is_due_far_ahead_is_due_at_a_start(desk: Desk) -> No
     meddle(desk.path, "UPDATE batches SET due_at = ? WHERE number = 2", iso(later(960)))  # sixteen polls' time
     await desk.store.recover_batches(AT)
     assert desk.rows("SELECT due_at FROM batches ORDER BY number") == [(iso(AT),), (iso(later(960)),)]
+
+
+async def test_of_batches_in_every_state_a_start_makes_due_those_that_have_a_next_step(desk: Desk) -> None:
+    await desk.kick_off()
+    for number, state in enumerate([*BatchState, "failed"]):
+        ended = state if state in ENDED.values() else "succeeded" if state == "measured" else None
+        at = iso(AT)
+        insert = """
+            INSERT INTO batches (run_id, number, state, outcome, apify_run_id, attempted_at, measured_at, created_at)
+            VALUES (?1, ?2, ?3, nullif(?4, ''), nullif(?5, ''), ?6, iif(?3 = 'measured', ?6, NULL), ?6)"""
+        is_run = state not in ("queued", "starting", "unknown") and number < len(BatchState)
+        meddle(desk.path, insert, RUN, number + 1, state, ended or "", f"a{number}" if is_run else "", at)
+    assert await desk.store.recover_batches(AT) == 8
+    at_rest = desk.rows("SELECT state, apify_run_id IS NULL FROM batches WHERE due_at IS NULL ORDER BY number")
+    assert at_rest == [("measured", 0), ("failed", 1)]  # what never was a run has nothing left to ask for
+    assert desk.rows("SELECT number, due_at FROM batches WHERE due_at > ?", iso(AT)) == [(2, iso(later(5)))]
 
 
 async def test_a_run_whose_due_time_was_cleared_by_hand_is_due_at_a_start(desk: Desk) -> None:

@@ -14,9 +14,11 @@ from app.errors import StoreError
 from app.policy.delivery import Refused
 from app.store.sqlite import (
     activity,
+    batches,
     consistency,
     counting,
     delivery,
+    harvest,
     intake,
     missing,
     prune,
@@ -254,6 +256,18 @@ ON_THE_WAY = {
         webhooks.BATCH_BY_APIFY_RUN,
         webhooks.SELECT_UNMATCHED,
         webhooks.RESOLVE_UNMATCHED,
+    ],
+    "harvest": [
+        harvest.SELECT_NEXT_DUE,
+        harvest.CLAIM_DUE,
+        harvest.MARK_STARTING,
+        harvest.MARK_CLAIMED,
+        harvest.SELECT_TAKEN,
+        harvest.RECOVER_FAR_BATCHES,
+        harvest.RECOVER_STARTS,
+        harvest.RECOVER_BATCHES,
+        batches.BATCHES_OF_RUN,
+        batches.UPDATE_BATCH,
     ],
     "replay": [replay.SELECT_DEAD, replay.REVIVE, replay.LOOK_FOR_RECORD, replay.LOOK_FOR_RECORDS, replay.WAKE_RUN],
     "meet and end troubles": [

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from app.policy.harvest import BatchEvent, HarvestRules
     from app.store.sqlite.intake import When
 
-# A queued batch is due only while the plan's places are not all taken.
+# A queued batch is due only while the plan's places are not all taken. That a batch is not measured is said wherever a
+# state is, though the state says it too: the index of those that are not serves a statement that says so.
 DUE = """
 due_at IS NOT NULL AND (state <> 'queued' OR :most > (
-    SELECT count(*) FROM batches AS b WHERE b.state IN ('starting', 'unknown', 'running')))
+    SELECT count(*) FROM batches AS b
+    WHERE b.state <> 'measured' AND b.state IN ('starting', 'unknown', 'running')))
 """
 SELECT_NEXT_DUE = f"SELECT min(due_at) FROM batches WHERE {DUE}"
 CLAIM_DUE = f"{SELECT_BATCH} WHERE {DUE} AND due_at <= :at ORDER BY due_at LIMIT 1"
@@ -96,12 +98,13 @@ def _is_taken(connection: sqlite3.Connection, batch: Batch) -> bool:
 
 RECOVER_STARTS = """
 UPDATE batches SET state = 'unknown', cause = 'the service stopped before the start was answered', due_at = ?
-WHERE state = 'starting'
+WHERE state <> 'measured' AND state = 'starting'
 """
 RECOVER_BATCHES = """
 UPDATE batches SET due_at = ?
-WHERE due_at IS NULL AND (state IN ('queued', 'unknown', 'running', 'succeeded', 'timed_out', 'aborted')
-    OR state = 'failed' AND apify_run_id IS NOT NULL)
+WHERE due_at IS NULL AND state <> 'measured'
+    AND state IN ('queued', 'unknown', 'running', 'succeeded', 'timed_out', 'aborted', 'failed')
+    AND (state <> 'failed' OR apify_run_id IS NOT NULL)
 """
 # A due time that is further ahead than any wait of ours was given by a clock that has been set back since.
 RECOVER_FAR_BATCHES = "UPDATE batches SET due_at = ? WHERE due_at > ?"
