@@ -113,6 +113,21 @@ async def test_what_named_no_run_follows_the_run_that_another_webhook_of_its_api
     ]
 
 
+async def test_many_webhooks_that_waited_for_a_kickoff_change_its_run_once(served: Harness) -> None:
+    ended = {"status": "FAILED", "statusMessage": "blocked", "finishedAt": "2025-10-07T07:30:00.000Z"}
+    for number in range(20):
+        await served.webhook(event("ACTOR.RUN.FAILED", f"a{number}", **ended), query=NAMED)
+        await served.webhook(event("ACTOR.RUN.CREATED", f"a{number}", status="READY"), query=NAMED)
+    await served.kick_off()
+    await served.synced()
+    record = served.records()[RUN_ID]
+    assert str(record["Apify Run ID"]).split(", ") == [f"a{number}" for number in range(20)]
+    assert [f"Batch {n + 1} (Apify run a{n}) failed: blocked" for n in range(20)] == str(record["Error Details"]).split(
+        "\n"
+    )
+    assert rows(served.store_path, "SELECT count(*) FROM outbox WHERE source = 'harvest'") == [(1,)]
+
+
 async def test_a_test_dispatch_and_events_of_builds_are_ignored(served: Harness) -> None:
     await served.kick_off()
     for body in (sample(TEST), event("ACTOR.BUILD.SUCCEEDED"), event("SOMETHING.NEW"), b'{"eventType": "X"}'):

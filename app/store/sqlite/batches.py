@@ -39,9 +39,25 @@ def batches_of(connection: sqlite3.Connection, run_id: str) -> list[Batch]:
 def move_batch(connection: sqlite3.Connection, moved: Batch, known: Sequence[str], when: When) -> None:
     """Write a batch's next state, and queue what it changes in its run."""
     before = batches_of(connection, moved.run_id)
-    connection.execute(UPDATE_BATCH, {name: getattr(moved, name) for name in COLUMNS})
+    write_batch(connection, moved)
     now = [moved if one.id == moved.id else one for one in before]
-    status_by = connection.execute(SELECT_STATUS_BY, (moved.run_id,)).fetchone()["status_by"]
+    show_in_run(connection, moved.run_id, before, now, known, when)
+
+
+def write_batch(connection: sqlite3.Connection, moved: Batch) -> None:
+    connection.execute(UPDATE_BATCH, {name: getattr(moved, name) for name in COLUMNS})
+
+
+def show_in_run(
+    connection: sqlite3.Connection,
+    run_id: str,
+    before: Sequence[Batch],
+    now: Sequence[Batch],
+    known: Sequence[str],
+    when: When,
+) -> None:
+    """Queue what the run's batches have changed in it."""
+    status_by = connection.execute(SELECT_STATUS_BY, (run_id,)).fetchone()["status_by"]
     change = run_change(before, now, known=known, status_is_ours=status_by == "batches")
     if change.names():
-        change_run(connection, moved.run_id, change, Source.HARVEST, when)
+        change_run(connection, run_id, change, Source.HARVEST, when)

@@ -10,7 +10,15 @@ from pydantic import TypeAdapter
 from app.model import ErrorKind, OpenError, WebhookOutcome, WebhookTaken
 from app.policy.harvest import Batch, Report, reported
 from app.store.protocol import WebhookEvent
-from app.store.sqlite.batches import BATCH_BY_ID, SELECT_BATCH, batch_of, move_batch
+from app.store.sqlite.batches import (
+    BATCH_BY_ID,
+    SELECT_BATCH,
+    batch_of,
+    batches_of,
+    move_batch,
+    show_in_run,
+    write_batch,
+)
 from app.store.sqlite.intake import COUNT_ERROR, When, open_missing_record
 
 if TYPE_CHECKING:
@@ -172,7 +180,27 @@ def release_held(
     rules: HarvestRules,
     known: Sequence[str],
 ) -> None:
-    """Apply the events that waited for this run, or for the batch that turned out to be their Apify run."""
+    """Apply the events that waited for this run, or for the batch that turned out to be their Apify run.
+
+    Each run is rolled up once, however many events waited: they stand in the way of every other writer.
+    """
+    before: dict[str, list[Batch]] = {}
+    _release(connection, batch, run_id, before, now=now, when=when, rules=rules)
+    for changed, batches in before.items():
+        show_in_run(connection, changed, batches, batches_of(connection, changed), known, when)
+
+
+def _release(
+    connection: sqlite3.Connection,
+    batch: Batch | None,
+    run_id: str,
+    before: dict[str, list[Batch]],
+    *,
+    now: datetime,
+    when: When,
+    rules: HarvestRules,
+) -> None:
+    """Move the batches of the events on; `before` gets the batches of each run that this changes, as they were."""
     apify_run_id = batch.apify_run_id if batch else None
     matched = []
     for row in connection.execute(SELECT_HELD_EVENTS, {"apify_run_id": apify_run_id, "run_id": run_id}).fetchall():
@@ -183,12 +211,14 @@ def release_held(
         found = find_batch(connection, event, when)
         if found is None:
             continue
+        if found.run_id not in before:
+            before[found.run_id] = batches_of(connection, found.run_id)
         moved = replace(reported(found, report, at=now, rules=rules), last_webhook_at=when.at)
-        move_batch(connection, moved, known, when)
+        write_batch(connection, moved)
         if found.apify_run_id is None:
             matched.append(moved)
         connection.execute(RELEASE_EVENT, (found.id, run_id, row["id"]))
         note = f"batch {found.number} of {run_id}"
         connection.execute(RESOLVE_UNMATCHED, (when.at, note, f"Apify run {report.run.id}"))
     for one in matched:  # others may have waited for what it turned out to be
-        release_held(connection, one, run_id, now=now, when=when, rules=rules, known=known)
+        _release(connection, one, run_id, before, now=now, when=when, rules=rules)
