@@ -10,11 +10,13 @@ import asyncio
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
+from io import BytesIO
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import requests
 from requests.adapters import BaseAdapter
+from urllib3 import HTTPResponse
 
 from app.airtable import AirtableAccess
 from app.sandbox.hand_clock import HandClock
@@ -54,7 +56,7 @@ class OnItsWay:
     def answer(self, response: WireResponse) -> None:
         answer = requests.Response()
         answer.status_code = response.status
-        answer._content = response.body
+        answer.raw = HTTPResponse(BytesIO(response.body), preload_content=False)
         answer.headers.update(response.headers)
         answer.request = self._sent
         answer.url = self._sent.url or ""
