@@ -126,6 +126,8 @@ class ConsistencyCheck:
         now = self._clock.now()
         interval = self._rules.interval
         last = await self._store.last_check_at() or now
+        if last > now + interval:  # the clock was set back since
+            return 0.0
         return min(last + interval - now, interval).total_seconds()
 
     @property

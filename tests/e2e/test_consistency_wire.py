@@ -20,6 +20,7 @@ from app.store.sqlite import connection
 from tests.support.checking import JOB, causes, check, errors, fill, found, log_of, record_id, spoil
 from tests.support.harness import Harness, QuickClock, harness
 from tests.support.watching import let_time_pass, most_in_any_second, rows, until, waits_for_long
+from tests.support.wire_by_hand import JumpingClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -281,6 +282,19 @@ async def test_it_checks_every_interval_over_restarts_and_on_demand_begins_a_new
     assert all(gap >= 3600 for gap in (gaps[0], gaps[1], gaps[3]))
     assert all(gap < 3600 + 120 for gap in gaps)
     assert 1800 <= gaps[2] < 1800 + 120
+
+
+async def test_a_clock_that_is_set_back_puts_no_check_off_for_more_than_an_interval(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    clock.jump(2 * 86_400)
+    checks = "SELECT count(*) FROM checks"
+    async with harness(tmp_path, clock=clock, consistency={"interval_seconds": 3600}) as house, house.running():
+        await let_time_pass(clock, lambda: rows(house.store_path, checks) == [(1,)], step=30)
+        clock.jump(-2 * 86_400)
+        await let_time_pass(clock, lambda: rows(house.store_path, checks) == [(2,)], step=30, most=3_700)
+        nearly_two_hours_later = clock.monotonic() + 7_000
+        await let_time_pass(clock, lambda: clock.monotonic() >= nearly_two_hours_later, step=30)
+        assert rows(house.store_path, checks) == [(3,)]
 
 
 async def asked_by_hand(house: Harness, clock: HandClock) -> None:

@@ -276,8 +276,11 @@ def _repair(connection: sqlite3.Connection, at: datetime) -> int:
 SUMMARY: Final = tuple(one.name for one in fields(CheckSummary))
 INSERT_CHECK = f"INSERT INTO checks ({', '.join(SUMMARY)}) VALUES ({', '.join(f':{name}' for name in SUMMARY)})"
 SELECT_LAST = f"SELECT {', '.join(SUMMARY)} FROM checks ORDER BY id DESC LIMIT 1"
-# A store that was never checked is due one interval after it was first used.
-SELECT_LAST_AT = "SELECT coalesce((SELECT max(finished_at) FROM checks), (SELECT bound_at FROM destination))"
+# A store that was never checked is due one interval after it was first used. The last check is the last that was kept,
+# whatever the clock said at an earlier one.
+SELECT_LAST_AT = """
+SELECT coalesce((SELECT finished_at FROM checks ORDER BY id DESC LIMIT 1), (SELECT bound_at FROM destination))
+"""
 COUNT_SEEN = """
 SELECT (SELECT count(*) FROM check_seen) AS seen, count(*) AS expected FROM runs
 WHERE created_at >= ? AND airtable_record_id IS NOT NULL
