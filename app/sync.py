@@ -56,6 +56,8 @@ MOST_IN_FLIGHT: Final = 16
 #: While nobody gets a sound answer, one request at a time finds out whether that has changed.
 _PROBES: Final = 1
 _STORE_AGAIN_SECONDS: Final = 1.0
+#: How often at most it is asked whether the clock was set back: the store is asked for it as for a write.
+_RECOVER_FAR_SECONDS: Final = 60.0
 #: For how long the base counts a request into its limit, which it goes on doing while we start again.
 _BASE_COUNTS: Final = timedelta(seconds=1)
 
@@ -115,6 +117,7 @@ class SyncLoop:
         self._first_questions: deque[_Question] = deque()
         self._on_refused = on_refused
         self._stopping = False
+        self._recover_far_at = 0.0
         self._longest_wait = max(LONGEST_WAIT, timedelta(seconds=rules.retry.backoff_max_seconds))
 
     def wake(self) -> None:
@@ -246,8 +249,10 @@ class SyncLoop:
     async def _until_due(self, allowed: Allowance, now: datetime) -> float | None:
         """Seconds until something is due. What waits longer than anything does is due now: the clock was set back."""
         due = await self._next_due(allowed)
-        if due is not None and await self._store.recover_far(now, self._longest_wait):
-            return 0.0
+        if due is not None and self._clock.monotonic() >= self._recover_far_at:
+            self._recover_far_at = self._clock.monotonic() + _RECOVER_FAR_SECONDS
+            if await self._store.recover_far(now, self._longest_wait):
+                return 0.0
         return seconds_until(due, now)
 
     async def _next_due(self, allowed: Allowance) -> datetime | None:
