@@ -92,6 +92,15 @@ async def test_the_sizes_of_the_stores_files_are_shown(served: Harness) -> None:
     assert await values(served, "store_bytes") == sizes
 
 
+async def test_a_store_that_was_moved_away_counts_no_bytes_and_is_told_by_readiness(served: Harness) -> None:
+    moved = served.folder / "moved"
+    moved.mkdir()
+    for name in ("runs.db", "runs.db-wal"):
+        served.store_path.with_name(name).rename(moved / name)
+    assert await values(served, "store_bytes") == {"database": 0, "wal": 0}
+    assert (await served.call("GET", "/readyz")).status == 503
+
+
 async def test_kickoffs_are_counted_by_whether_they_made_a_run_and_creations_by_their_end(served: Harness) -> None:
     for client_id in ("Guy", "Dean", "Ana"):
         await served.kick_off(client_id)

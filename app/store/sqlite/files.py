@@ -36,8 +36,15 @@ def wal_of(path: Path) -> Path:
 
 def bytes_of(path: Path) -> dict[str, int]:
     """The sizes of the database and of its WAL."""
-    wal = wal_of(path)
-    return {"database": path.stat().st_size, "wal": wal.stat().st_size if wal.exists() else 0}
+    return {"database": _size_of(path), "wal": _size_of(wal_of(path))}
+
+
+def _size_of(file: Path) -> int:
+    """0 where it is not: a clean stop deletes the WAL, and a person may move either away at any time."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _index_of(path: Path) -> Path:
@@ -56,8 +63,7 @@ def refuse_losses(path: Path) -> None:
     """
     path = path.resolve()
     wal = wal_of(path)
-    wal_size = wal.stat().st_size if wal.exists() else 0
-    if wal_size > 0 and (not path.exists() or path.stat().st_size == 0):
+    if _size_of(wal) > 0 and _size_of(path) == 0:
         raise StoreError(
             f"{path} is empty or not there, but {wal.name} beside it is: SQLite would throw away what that holds. Put "
             f"the database file back, or move {wal.name} away to begin a new store"
