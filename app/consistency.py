@@ -17,7 +17,7 @@ from app.errors import Conflict, Stopping, StoreUnavailable
 from app.fields import CLIENT_ID, RUN_ID, Registry, readable
 from app.logs import get_logger
 from app.model import MAX_ID, MAX_RUN_ID
-from app.policy.asking import Described, Listed
+from app.policy.asking import Described, Listed, Paging
 from app.policy.consistency import cause_of, differences, is_expired
 from app.policy.delivery import Denied, Refused
 from app.store.protocol import CheckOutcome, CheckScope, SeenRecord
@@ -235,11 +235,12 @@ class ConsistencyCheck:
 
     async def _read_listing(self, reading: _Reading) -> None:
         columns = [field.column for field in reading.registry.values()]
+        paging = Paging()
 
         async def page(offset: str | None) -> ListAnswer:
             if offset is None:
                 reading.listed_from = self._clock.now()
-            return await self._airtable.list_since(reading.since, columns, offset)
+            return paging.checked(await self._airtable.list_since(reading.since, columns, offset))
 
         offset: str | None = None
         while True:
@@ -251,9 +252,10 @@ class ConsistencyCheck:
     async def _settle_doubts(self, reading: _Reading, doubts: Sequence[Doubt]) -> None:
         run_ids = [doubt.run_id for doubt in doubts if doubt.run_id is not None]
         record_ids = [doubt.record_id for doubt in doubts]
+        paging = Paging()
 
         async def page(offset: str | None) -> ListAnswer:
-            return await self._airtable.find(run_ids, record_ids, offset)
+            return paging.checked(await self._airtable.find(run_ids, record_ids, offset))
 
         offset: str | None = None
         while True:

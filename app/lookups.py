@@ -9,14 +9,13 @@ is the run's from then on.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from app.clock import Clock, seconds_until, wait_until_set
 from app.errors import StoreUnavailable
 from app.fields import RUN_ID
 from app.logs import get_logger
-from app.policy.asking import Listed
+from app.policy.asking import Listed, Paging
 from app.policy.missing import refused_pause
 from app.store.protocol import Adoption
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from app.airtable import Airtable
     from app.fields import Registry
-    from app.policy.asking import FoundRecord
+    from app.policy.asking import FoundRecord, ListAnswer
     from app.store.protocol import Missing
     from app.sync import SyncLoop
 
@@ -123,9 +122,14 @@ class LookupLoop:
         """All records that are asked for, or nothing where Airtable does not tell."""
         self._has_asked = True
         records: list[FoundRecord] = []
+        paging = Paging()
         offset: str | None = None
+
+        async def page() -> ListAnswer:
+            return paging.checked(await self._airtable.find(run_ids, record_ids, offset))
+
         while True:
-            answer = await self._sync.ask("find", partial(self._airtable.find, run_ids, record_ids, offset))
+            answer = await self._sync.ask("find", page)
             if not isinstance(answer, Listed):
                 log.warning("lookup.failed", run_ids=len(run_ids), reason=answer.cause)
                 return None

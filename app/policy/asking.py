@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from app.policy.delivery import Denied, QuotaExhausted, RateLimited, Refused, Unknown
 
@@ -64,3 +64,27 @@ ListAnswer: TypeAlias = Listed | Failure
 DescribeAnswer: TypeAlias = Described | Failure
 IdentifyAnswer: TypeAlias = Identified | Failure
 AskedAnswer: TypeAlias = Listed | Described | Failure
+
+
+#: Half a million records at a hundred a page: no plan of Airtable lets a base hold more (a documented limit).
+MOST_PAGES: Final = 5_000
+
+
+class Paging:
+    """The way from page to page of one listing, which has an end: calls are counted, and others wait for theirs."""
+
+    def __init__(self) -> None:
+        self._offsets: set[str] = set()
+
+    def checked(self, page: ListAnswer) -> ListAnswer:
+        """The page; or no answer that makes sense, where it leads to one that was read or cannot be."""
+        if not isinstance(page, Listed) or page.offset is None:
+            return page
+        if not page.records:
+            return Unknown("an empty page that another is to follow", page.status)
+        if page.offset in self._offsets:
+            return Unknown("a page that one is to follow that was read already", page.status)
+        if len(self._offsets) + 1 >= MOST_PAGES:
+            return Unknown(f"more than the {MOST_PAGES:,} pages that a base can fill", page.status)
+        self._offsets.add(page.offset)
+        return page

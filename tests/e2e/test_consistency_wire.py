@@ -68,7 +68,9 @@ FAULTS = {
     "truncated": truncated(),
     "no JSON": odd_body(b"<html>"),
     "no records": odd_body(b"{}"),
+    "an empty page that another follows": odd_body(b'{"records": [], "offset": "next"}'),
 }
+PAGE_BEFORE_ITSELF = b'{"records": [{"id": "rec00000000000001", "fields": {}}], "offset": "same"}'
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
@@ -191,6 +193,18 @@ async def test_a_check_that_waits_for_hours_gives_up(tmp_path: Path) -> None:
         await let_time_pass(clock, checking.done, step=60, most=86_400)
         assert "BILLING_LIMIT" in str((await checking)["trouble"])
         assert len(house.airtable_server.log) < 10
+
+
+async def test_a_listing_without_an_end_is_given_up(tmp_path: Path) -> None:
+    clock = HandClock()
+    async with harness(tmp_path, clock=clock, sync={"backoff_max_seconds": 900.0}) as house, house.running():
+        house.airtable_server.faults.add(odd_body(PAGE_BEFORE_ITSELF), method="GET", path_contains="Client", times=None)
+        checking = asyncio.create_task(unfinished(house))
+        await let_time_pass(clock, checking.done, step=60, most=86_400)
+        report = await checking
+    assert "read already" in str(report["trouble"])
+    assert report["pages"] == 1
+    assert len(house.airtable_server.log) < 50
 
 
 # Behind real work

@@ -230,6 +230,21 @@ async def test_a_look_that_is_refused_is_repeated_ever_less_until_it_is_answered
     assert slow_house.records() == {}
 
 
+async def test_a_look_without_an_end_is_given_up_and_repeated_later(slow_house: Harness, clock: HandClock) -> None:
+    slow_house.airtable.insert(BY_HAND)
+    page = b'{"records": [{"id": "rec00000000000001", "fields": {}}], "offset": "same"}'
+    slow_house.airtable_server.faults.add(odd_body(page), times=None, method="GET")
+    path = slow_house.store_path
+    async with slow_house.running():
+        await add_posts(slow_house, 1)
+        end = clock.monotonic() + 90
+        await let_time_pass(clock, lambda: clock.monotonic() >= end, step=0.5)
+        assert looks(slow_house) == 2 * 2  # at once and after a minute: a page, and the one that it leads to
+        slow_house.airtable_server.faults.clear()
+        await let_time_pass(clock, lambda: rows(path, "SELECT sync FROM runs") == [("synced",)], step=1.0)
+    assert slow_house.records()[RUN_ID]["Total Posts Harvested"] == 6
+
+
 async def test_a_late_kickoff_is_followed_by_what_was_held_in_its_order(house: Harness) -> None:
     async with house.running() as service:
         for line in ("one", "two", "three"):
