@@ -2,9 +2,7 @@
 
 Starts go through a client with no retries, because Apify has no key that would make a second one harmless; reads
 through one that retries. A start carries its batch's token in the User-Agent, which Apify keeps with the run, so that
-a start whose answer was lost is known again for certain. Both use the httpx2 transport: with the default one a process
-that stops after a failed request may die of SIGABRT or SIGSEGV (measured with impit 0.15.1: 5 and 14 of 30; with
-httpx2 0 of 30).
+a start whose answer was lost is known again for certain. How the requests go out is `app.apify_transport`.
 """
 
 from __future__ import annotations
@@ -15,15 +13,15 @@ import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 from urllib.parse import urlencode
 
 import httpx2
 from apify_client import ApifyClientAsync
 from apify_client.errors import ApifyApiError, NotFoundError, RateLimitError, ServerError
-from apify_client.http_clients import Httpx2HttpClientAsync
 
 from app.apify import BATCH_PARAMETER, RUN_PARAMETER
+from app.apify_transport import BoundedClient, NotApifys, Redirected
 from app.clock import iso, parse_http_date, parse_iso
 from app.fields import MAX_DECIMAL, MAX_INTEGER, readable
 from app.logs import REDACTED
@@ -70,6 +68,8 @@ EVENTS: Final[tuple[RunEvent, ...]] = get_args(RunEvent)
 #: Apify's words for a full plan, with whatever status they come.
 _FULL: Final = ("actor-memory-limit-exceeded", "concurrent-runs-limit-exceeded")
 _PAGE: Final = 1_000
+#: Items are as long as their actor makes them. Few are asked for: Apify's count lags by seconds, not by thousands.
+_PAGE_OF_ITEMS: Final = 100
 #: In the User-Agent of a start, before the token of its batch.
 _MARK: Final = "run-records-batch/"
 _READ_RETRIES: Final = 3
@@ -104,8 +104,8 @@ class Apify:
     def __init__(self, access: ApifyAccess) -> None:
         _keep_urls_out_of_logs()
         self._access = access
-        self._starts = _client(access, _StartClient(**_limits(access, retries=0)))
-        self._reads = _client(access, Httpx2HttpClientAsync(**_limits(access, retries=_READ_RETRIES)))
+        self._starts = _client(access, _StartClient(timeout_seconds=access.timeout_seconds, retries=0))
+        self._reads = _client(access, BoundedClient(timeout_seconds=access.timeout_seconds, retries=_READ_RETRIES))
 
     async def close(self) -> None:
         for client in (self._starts, self._reads):
@@ -121,7 +121,7 @@ class Apify:
                 run_input=run_input.encode(), content_type="application/json", webhooks=webhooks_of(batch, self._access)
             )
             return Started(_actor_run(run))
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, Redirected) as error:
             return StartPostponed(f"Apify cannot be reached: {self.told(error)}")
         except RateLimitError as error:
             return StartPostponed(f"Apify asks for a pause: {self.told(error)}")
@@ -207,7 +207,7 @@ class Apify:
         if count is None:
             return None
         while True:
-            page = await dataset.list_items(offset=count, limit=_PAGE)
+            page = await dataset.list_items(offset=count, limit=_PAGE_OF_ITEMS)
             if not page.items:
                 return count
             count += len(page.items)
@@ -216,6 +216,8 @@ class Apify:
         """What went wrong, without the request: its URL and headers hold secrets, which an answer may repeat."""
         if isinstance(error, ApifyApiError):
             said = f"{error.type or error.status_code}: {error.message}"
+        elif isinstance(error, NotApifys):
+            said = str(error)
         else:
             said = f"{type(error).__name__}: {error}".rstrip(": ")
         for secret in (self._access.token, self._access.webhook_secret):
@@ -242,7 +244,7 @@ class AccountSeen:
 async def look_at_account(access: ApifyAccess, actor_id: str) -> AccountSeen:
     """Ask once who the token is, and once for the actor if it is named. Never raises for what the other side does."""
     apify = Apify(access)
-    dated = _DatedClient(**_limits(access, retries=0))
+    dated = _DatedClient(timeout_seconds=access.timeout_seconds, retries=0)
     client = _client(access, dated)
     try:
         user = await client.user().get()
@@ -265,7 +267,7 @@ async def _actor_trouble(client: ApifyClientAsync, actor_id: str, apify: Apify) 
     return None if found is not None else f"Apify knows no actor {actor_id!r} that this token may see"
 
 
-class _DatedClient(Httpx2HttpClientAsync):
+class _DatedClient(BoundedClient):
     """Keeps the `Date` of the first answer."""
 
     date: datetime | None = None
@@ -292,27 +294,7 @@ _MOST_CAUSE: Final = 300
 _ENCODED: Final = re.compile(r"[A-Za-z0-9+/=_%-]{80,}")
 
 
-class _Limits(TypedDict):
-    max_retries: int
-    timeout_short: timedelta
-    timeout_medium: timedelta
-    timeout_long: timedelta
-    timeout_max: timedelta
-
-
-def _limits(access: ApifyAccess, *, retries: int) -> _Limits:
-    """httpx2 limits each wait for bytes by these, not the call: the harvest loop does that."""
-    limit = timedelta(seconds=access.timeout_seconds)
-    return {
-        "max_retries": retries,
-        "timeout_short": limit,
-        "timeout_medium": limit,
-        "timeout_long": limit,
-        "timeout_max": limit,
-    }
-
-
-def _client(access: ApifyAccess, http_client: Httpx2HttpClientAsync) -> ApifyClientAsync:
+def _client(access: ApifyAccess, http_client: BoundedClient) -> ApifyClientAsync:
     return ApifyClientAsync.with_custom_http_client(access.token, api_url=access.api_url, http_client=http_client)
 
 
@@ -324,7 +306,7 @@ def _mark_of(batch: Batch) -> str:
     return f"{_MARK}{batch.token};"
 
 
-class _StartClient(Httpx2HttpClientAsync):
+class _StartClient(BoundedClient):
     """Signs each request with the batch that it starts."""
 
     async def send_request(
@@ -377,14 +359,23 @@ def webhooks_of(batch: Batch, access: ApifyAccess) -> WebhooksList | None:
     return [webhook]  # type: ignore[return-value]  # apify-client does not export the type of this very dict
 
 
+#: Apify's errors have a type of such words (documented); a proxy's page or another API's error has none.
+_ERROR_TYPE: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
 def _refused_start(error: ApifyApiError, said: str) -> StartAnswer:
-    """A start that was answered and not done. The error's type decides before the status: sources differ on that."""
+    """A start that was answered and not done. The error's type decides before the status: sources differ on that.
+
+    Only Apify can say for good that it will not run this: who else answers will be out of the way some day.
+    """
     if error.type in _FULL:
         return StartPostponed(f"Apify's plan is full: {said}")
     if error.status_code in {401, 402, 403}:
         return StartPostponed(f"Apify does not let us start: {said}")
     if error.status_code == 408:  # noqa: PLR2004
         return StartLost(f"the start's answer was lost: {said}")
+    if not (isinstance(error.type, str) and _ERROR_TYPE.fullmatch(error.type) and isinstance(error.message, str)):
+        return StartPostponed(f"answer {error.status_code} to the start is not Apify's: {said}")
     if isinstance(error, NotFoundError):
         return StartRefused(f"Apify knows no such actor: {said}")
     return StartRefused(f"Apify refuses the input: {said}")

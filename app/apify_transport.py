@@ -1,0 +1,110 @@
+"""How apify-client's requests go out and what may come back: one answer, of Apify itself, bounded in size and time.
+
+Knows nothing of batches and runs. It uses the httpx2 transport: with apify-client's default one a process that stops
+after a failed request may die of SIGABRT or SIGSEGV (measured with impit 0.15.1: 5 and 14 of 30; with httpx2 0 of 30).
+apify-client's own httpx2 client bounds neither an answer's size nor its time, unpacks whatever is packed and follows
+redirects, a start's included; so this is one that does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+from apify_client.http_clients import HttpClientAsync
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+#: Bytes. A page of 1,000 runs is 1 to 2 MB, an input as long as its kickoff was (1 MiB, unless `max_body_bytes` says
+#: more), and a page of items, of which little is asked for at once, the longest.
+LARGEST_ANSWER: Final = 16 << 20
+#: Only this may be elsewhere: Apify documents a 302 for the record of a key-value store, to where it is kept.
+_RECORD: Final = "/records/"
+
+
+class NotApifys(Exception):
+    """An answer that Apify does not give; the text says what it is."""
+
+
+class Redirected(NotApifys):
+    """Whoever answered sends us elsewhere: he did nothing, and what he tells is not followed."""
+
+
+class BoundedClient(HttpClientAsync):
+    """`timeout_seconds` limits connecting and each wait for bytes; twice that, a whole request."""
+
+    def __init__(self, *, timeout_seconds: float, retries: int) -> None:
+        limit = timedelta(seconds=timeout_seconds)
+        super().__init__(
+            max_retries=retries, timeout_short=limit, timeout_medium=limit, timeout_long=limit, timeout_max=limit
+        )
+        self._total_seconds = 2 * timeout_seconds
+        self._client = httpx2.AsyncClient(
+            headers={"Accept-Encoding": "identity"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is taken, so none is sent
+            timeout=timeout_seconds,
+        )
+
+    def is_timeout_error(self, exc: Exception) -> bool:
+        return super().is_timeout_error(exc) or isinstance(exc, httpx2.TimeoutException)
+
+    def is_retryable_transport_error(self, exc: Exception) -> bool:
+        """What the network did; what an answer is stays what it is."""
+        return isinstance(exc, httpx2.TransportError) and not isinstance(
+            exc, (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol)
+        )
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def send_request(
+        self,
+        *,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        content: bytes | AsyncIterator[bytes] | None,
+        timeout: float | None,  # noqa: ASYNC109 - apify-client's own signature
+        stream: bool,
+    ) -> httpx2.Response:
+        """The whole answer.
+
+        Raises:
+            NotApifys: it is packed, too long, too slow, or a redirect.
+            httpx2.TransportError: there is none.
+        """
+        del timeout, stream  # there is one for all, and nothing that we ask for is worth a stream
+        request = self._client.build_request(method, url, headers=headers, content=content)
+        try:
+            async with asyncio.timeout(self._total_seconds):
+                answer = await self._client.send(request, stream=True)
+                if answer.next_request is not None and method == "GET" and _RECORD in request.url.path:
+                    await answer.aclose()
+                    answer = await self._client.send(answer.next_request, stream=True)
+                return await _whole(answer)
+        except TimeoutError:
+            raise NotApifys(f"an answer that took more than {self._total_seconds:g} s") from None
+
+
+async def _whole(answer: httpx2.Response) -> httpx2.Response:
+    try:
+        if 300 <= answer.status_code < 400:  # noqa: PLR2004
+            raise Redirected(
+                f"what answers there says {answer.status_code}, as Apify does not: check [apify] api_url, and any proxy"
+            )
+        if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise NotApifys("an answer that is packed, which was not asked for")
+        body = bytearray()
+        async for piece in answer.aiter_raw():
+            body += piece
+            if len(body) > LARGEST_ANSWER:
+                raise NotApifys(f"an answer of more than {LARGEST_ANSWER >> 20} MiB")
+    finally:
+        await answer.aclose()
+    whole = httpx2.Response(answer.status_code, headers=answer.headers, content=bytes(body), request=answer.request)
+    whole.encoding = "utf-8"  # documented; a charset that the answer names could be a way to pack it too
+    return whole

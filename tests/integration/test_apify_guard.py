@@ -1,0 +1,189 @@
+"""Whatever answers in Apify's place: it takes no memory, no time and no token, and no start goes elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+from datetime import UTC, datetime
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.apify_client import Apify, ApifyAccess
+from app.apify_transport import LARGEST_ANSWER
+from app.model import BatchState
+from app.policy.harvest import Batch, Found, LookFailed, StartLost, StartPostponed
+from app.sandbox.apify import TOKEN, ApifySandbox
+from app.sandbox.apify_account import HARVESTER, RunRequest
+from app.sandbox.apify_runs import RunOptions
+from app.sandbox.apify_server import ApifyServer
+from app.sandbox.faults import Fault, Reply
+from tests.support.harvesting import RUN, Harvesting, harvesting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from app.model import Json
+    from app.sandbox.faults import Plan
+    from app.sandbox.messages import WireRequest
+
+
+BATCH = Batch(1, "r", 1, BatchState.STARTING, "token", HARVESTER.id, attempted_at="2026-05-16T09:00:00.000Z")
+AT = datetime(2026, 5, 16, 9, 2, tzinfo=UTC)
+HTML = {"Content-Type": "text/html"}
+
+
+def answer(status: int, body: bytes = b"", headers: Mapping[str, str] = HTML) -> Fault:
+    """Somebody answers, and nothing is done."""
+    return Fault(apply=False, then=Reply(status, body, headers))
+
+
+def kept_in(asked: list[WireRequest], fault: Fault) -> Plan:
+    """The same to everything that is asked."""
+
+    def plan(request: WireRequest) -> Fault:
+        asked.append(request)
+        return fault
+
+    return plan
+
+
+@pytest.fixture
+async def field(tmp_path: Path) -> AsyncIterator[Harvesting]:
+    async with harvesting(tmp_path) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def asking(api_url: str, timeout_seconds: float = 10.0) -> AsyncIterator[Apify]:
+    apify = Apify(ApifyAccess(TOKEN, api_url, "", "", timeout_seconds))
+    try:
+        yield apify
+    finally:
+        await apify.close()
+
+
+# Size and time --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 201, 400])
+@pytest.mark.parametrize(
+    ("body", "headers", "cause"),
+    [
+        (b" " * (LARGEST_ANSWER + 1), {"Content-Type": "application/json"}, "an answer of more than 16 MiB"),
+        (gzip.compress(b" " * 1_000), {"Content-Type": "text/plain", "Content-Encoding": "gzip"}, "that is packed"),
+        (b"x", {"Content-Type": "text/plain", "Content-Encoding": "br, gzip"}, "that is packed"),
+    ],
+    ids=["too long", "gzip", "twice"],
+)
+async def test_an_answer_that_apify_does_not_give_is_not_read_and_tells_nothing(
+    status: int, body: bytes, headers: dict[str, str], cause: str
+) -> None:
+    async with ApifyServer() as server, asking(server.url) as apify:
+        asked: list[WireRequest] = []
+        server.faults.plan = kept_in(asked, answer(status, body, headers))
+        started = await apify.start(BATCH, "{}")
+        looks = [await apify.find(BATCH, "{}", (), AT), await apify.follow("x", AT), await apify.measure("x")]
+    assert [one.headers["Accept-Encoding"] for one in asked] == ["identity"] * 4  # nor is it asked for again at once
+    assert isinstance(started, StartLost)
+    for told in (started, *looks):
+        assert isinstance(told, StartLost | LookFailed)
+        assert cause in told.cause
+
+
+async def test_a_charset_unpacks_nothing() -> None:
+    async with ApifyServer() as server, asking(server.url) as apify:
+        server.faults.add(answer(400, b"x\x9cK\xaf\xca,\x00\x00", {"Content-Type": "text/plain; charset=zlib"}))
+        assert isinstance(await apify.start(BATCH, "{}"), StartPostponed)
+
+
+async def test_an_answer_that_drips_is_hung_up_on() -> None:
+    hung_up = asyncio.Event()
+
+    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        hung_up.set()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with asking(f"http://{host}:{port}", timeout_seconds=0.2) as apify, asyncio.timeout(20):
+            told = await apify.follow("x", AT)
+            assert isinstance(told, LookFailed)
+            assert "more than 0.4 s" in told.cause
+            await hung_up.wait()
+            hung_up.clear()
+            assert isinstance(await apify.start(BATCH, "{}"), StartLost)
+            await hung_up.wait()
+
+
+# Elsewhere, and strangers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed_and_says_what_to_check(status: int) -> None:
+    async with ApifyServer() as there, ApifyServer() as server, asking(server.url) as apify:
+        server.faults.add(answer(status, headers={"Location": f"{there.url}/v2/somewhere"}), times=None)
+        started = await apify.start(BATCH, "{}")
+        looks = [await apify.find(BATCH, "{}", (), AT), await apify.follow("x", AT), await apify.measure("x")]
+        assert len(server.log) == 4
+        assert there.log == []
+    assert isinstance(started, StartPostponed)
+    for told in (started, *looks):
+        assert isinstance(told, StartPostponed | LookFailed)
+        assert f"says {status}" in told.cause
+        assert "check [apify] api_url" in told.cause
+
+
+async def test_a_record_may_be_kept_elsewhere_and_gets_no_token_there() -> None:
+    """As Apify documents it of the records of its key-value stores, an input among them."""
+    sandbox = ApifySandbox(now=lambda: AT, random=Random(1))  # noqa: S311 - the ids of a sandbox
+    async with ApifyServer() as there, ApifyServer(sandbox) as server:
+        value: Json = {"a": 1}
+        body = b'{"a": 1}'
+        run = server.sandbox.start(RunRequest(HARVESTER, body, "application/json", value, RunOptions(), user_agent=""))
+        elsewhere = there.url.replace("127.0.0.1", "localhost")
+        server.faults.add(answer(302, headers={"Location": f"{elsewhere}/INPUT"}), path_contains="/records/")
+        asked: list[WireRequest] = []
+        there.faults.plan = kept_in(asked, answer(200, body, {"Content-Type": "application/json"}))
+        async with asking(server.url) as apify:
+            found = await apify.find(BATCH, body.decode(), (), AT)
+    assert isinstance(found, Found)
+    assert found.run.id == run.id
+    assert [(one.path, "Authorization" in one.headers) for one in asked] == [("/INPUT", False)]
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        answer(404, b"<html>Not found</html>"),
+        answer(400, b"Bad request"),
+        answer(405),
+        answer(307, headers={"Location": "/v2/acts"}),
+        answer(300, b"{}", {"Content-Type": "application/json"}),
+        answer(404, b'{"error": "no such route"}', {"Content-Type": "application/json"}),
+        answer(404, b'{"error": {"code": 404, "message": "x", "status": "NOT_FOUND"}}'),
+        answer(400, b'{"error": {"type": "invalid_request_error", "message": "x"}}'),
+        answer(400, b'{"error": {"type": ["a"], "message": "x"}}'),
+        answer(400, b'{"error": {"type": "a", "message": null}}'),
+    ],
+    ids=lambda fault: f"{fault.then.status} {fault.then.body[:40].decode()}",
+)
+async def test_only_apify_itself_refuses_a_start_for_good(field: Harvesting, stranger: Fault) -> None:
+    field.apify.faults.add(stranger, method="POST")
+    async with field.running():
+        await field.kick_off(["ann"])
+        await field.until(lambda: field.batch().cause is not None)
+        assert (field.batch().state, field.batch().attempts) == ("queued", 0)
+        assert len(field.starts()) == 1
+        await field.settled()
+    assert len(field.starts()) == 2
+    assert field.record(RUN)["Status"] == "Completed"
+    field.assert_each_started_once(1)
