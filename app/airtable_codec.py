@@ -252,7 +252,7 @@ def _decode_error(status: int, headers: Mapping[str, str], error: AirtableError,
         case 413 | 422:  # of the request itself, whoever says it: another try would meet the same
             return _refusal(status, error, registry)
         case _ if not error.of_airtable:
-            return Denied(status, f"an answer that is not Airtable's, from something on the way to it ({cause})")
+            return Unknown(f"an answer that is not Airtable's, from something on the way to it ({cause})", status)
         case _ if status in _OF_THE_ACCESS and error.type not in _GONE:
             return Denied(status, cause)
         case _:

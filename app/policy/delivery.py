@@ -104,8 +104,13 @@ class Unknown:
 
     @property
     def is_outage(self) -> bool:
-        """No answer that can be read, or a gateway's: no record is to blame, each would have met the same."""
-        return self.status is None or self.status in _GATEWAYS
+        """No answer that can be read, or a gateway's: no message is to wear out over it."""
+        return self.status is None or self.status in _GATEWAYS or self.is_strangers
+
+    @property
+    def is_strangers(self) -> bool:
+        """A no that is not Airtable's own: something on the way to it says so, to this request or to all."""
+        return self.status is not None and HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 Answer: TypeAlias = Written | Refused | RateLimited | QuotaExhausted | Denied | Unknown
@@ -253,8 +258,12 @@ def _unknown(run: ClaimedRun, answer: Unknown, at: datetime, rules: RetryRules, 
     wait = rules.backoff(failures, random)
     if answer.retry_after is not None:
         wait = max(wait, timedelta(seconds=answer.retry_after))
+    # A 500 may be one record's doing, and so may a stranger's no: after two of them it goes with fewer, so that it
+    # cannot hold up its neighbours.
+    poisoned = failures > 1 and (answer.status == HTTPStatus.INTERNAL_SERVER_ERROR or answer.is_strangers)
+    share = max((one for one in SHARES if one < run.share), default=1) if poisoned else run.share
     if answer.is_outage:
-        return RunSettlement(run.run_id, at + wait, give_back=True, failures=failures, share=run.share)
+        return RunSettlement(run.run_id, at + wait, give_back=True, failures=failures, share=share)
     worn_out = tuple(message.id for message in run.messages if message.attempts >= rules.max_attempts)
     dead = None
     if worn_out:
@@ -262,9 +271,6 @@ def _unknown(run: ClaimedRun, answer: Unknown, at: datetime, rules: RetryRules, 
         dead = SetAside(
             ErrorKind.REJECTED, f"Given up after {tries} attempts: retry when Airtable answers", answer.cause, worn_out
         )
-    # A 500 may be one record's doing: after two of them it goes with fewer, so that it cannot hold up its neighbours.
-    poisoned = answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and failures > 1
-    share = max((one for one in SHARES if one < run.share), default=1) if poisoned else run.share
     return RunSettlement(run.run_id, at + wait, dead=dead, failures=failures, share=share)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.airtable import LARGEST_ANSWER, Airtable, AirtableAccess
+from app import airtable as airtable_module
+from app.airtable import Airtable, AirtableAccess
 from app.logs import REDACTED
 from app.policy.asking import Identified
 from app.policy.delivery import Denied, Refused, Unknown
@@ -203,16 +204,17 @@ async def test_what_stands_in_a_netrc_replaces_no_key(house: Harness, monkeypatc
 # Its size and time ----------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_without_end_is_not_read_to_it(house: Harness) -> None:
+async def test_an_answer_without_end_is_not_read_to_it(house: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in bytes nor in time, and the next one is read as ever."""
-    larger = b'{"records": [' + b" " * LARGEST_ANSWER + b"]}"
+    monkeypatch.setattr(airtable_module, "LARGEST_ANSWER", 1 << 20)
+    larger = b'{"records": [' + b" " * (1 << 20) + b"]}"
     house.airtable_server.faults.add(odd_body(larger, applied=False))
     airtable = Airtable(
         dataclasses.replace(access(house.airtable_server), timeout_seconds=10.0), house.settings.registry()
     )
     answer = await airtable.peek()
     assert isinstance(answer, Unknown)
-    assert "more than 64 MiB" in answer.cause
+    assert "more than 1 MiB" in answer.cause
     assert isinstance(await airtable.peek(), Denied)  # there is no such base
     airtable.close()
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.watching import calls, rows
+from app.sandbox.faults import odd_body
+from tests.support.watching import calls, rows, until
 
 if TYPE_CHECKING:
     from app.model import Json
@@ -188,3 +189,20 @@ async def test_a_request_that_is_too_large_is_split_until_it_fits(house: Harness
         await house.synced()
     assert sorted(house.records()) == sorted(run_ids)
     assert rows(house.store_path, "SELECT count(*) FROM errors") == [(0,)]
+
+
+@pytest.mark.parametrize("status", [400, 403])
+async def test_what_a_stranger_on_the_way_lets_not_pass_delays_nobody_and_dies_of_nothing(
+    house: Harness, status: int
+) -> None:
+    """A wall that takes offence at a word: its page is no refusal of Airtable's, and may mean one request or all."""
+    run_ids = await together(house, 13, {"client_name": "DROP TABLE"})
+    offended = odd_body(b"<html>This has been reported.</html>", status=status, applied=False)
+    house.airtable_server.faults.add(offended, times=None, where=lambda request: b"DROP TABLE" in request.body)
+    async with house.running():
+        await until(lambda: states(house).get("delivered") == 12, timeout=60)
+        assert sorted(house.records()) == sorted(run_ids[1:])
+        assert rows(house.store_path, "SELECT kind FROM errors") == []
+        house.airtable_server.faults.clear()
+        await house.synced()
+    assert sorted(house.records()) == sorted(run_ids)

@@ -159,7 +159,6 @@ def test_a_token_base_or_table_that_is_wrong_blames_no_record() -> None:
         (403, error("INVALID_PERMISSIONS_OR_MODEL_NOT_FOUND", "Invalid permissions")[0]),
         (404, {"error": "NOT_FOUND"}),
         (404, {"error": {"type": "NOT_FOUND"}}),
-        (404, b""),
     ):
         answer = failure(status, body)
         assert isinstance(answer, Denied), body
@@ -168,10 +167,11 @@ def test_a_token_base_or_table_that_is_wrong_blames_no_record() -> None:
 
 def test_an_answer_of_a_stranger_on_the_way_blames_no_record() -> None:
     """A proxy's page, whatever its status: taken for a refusal it would kill every message that it met."""
-    for status in (400, 402, 405, 407, 409, 410, 414, 418, 421, 431, 451):
+    for status in (400, 401, 402, 403, 404, 405, 407, 407, 409, 410, 414, 418, 421, 431, 451):
         for body in (b"<html>Pay at the counter</html>", b"", b"[]", b"{}", b'{"error": null}'):
             answer = failure(status, body)
-            assert isinstance(answer, Denied), (status, body)
+            assert isinstance(answer, Unknown), (status, body)
+            assert answer.is_outage
             assert "not Airtable's" in answer.cause
     for status in (402, 407):  # these are of the account and of the way, in whatever shape they come
         assert isinstance(failure(status, error("PAYMENT_REQUIRED", "Pay")[0]), Denied)

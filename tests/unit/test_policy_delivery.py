@@ -77,7 +77,7 @@ ANSWERS: st.SearchStrategy[Answer] = st.one_of(
     st.just(RateLimited("slow")),
     st.just(QuotaExhausted("spent")),
     st.builds(Denied, st.just(403), st.just("no")),
-    st.builds(Unknown, st.just("lost"), st.sampled_from([None, 500, 503]), st.none() | st.floats(0, 3600)),
+    st.builds(Unknown, st.just("lost"), st.sampled_from([None, 403, 500, 503]), st.none() | st.floats(0, 3600)),
 )
 
 
@@ -203,14 +203,15 @@ def test_a_worn_out_message_dies_and_a_fresh_one_beside_it_does_not() -> None:
     assert not settled.give_back
 
 
-@pytest.mark.parametrize("status", [None, 502, 503, 504])
+@pytest.mark.parametrize("status", [None, 403, 408, 502, 503, 504])
 def test_an_outage_wears_nothing_out_and_is_waited_for_longer_and_longer(status: int | None) -> None:
     settled = decide(Unknown("nobody there", status), run(0, Waiting(1, ("status",), 99), failures=6)).runs[0]
-    assert (settled.dead, settled.give_back, settled.failures, settled.share) == (None, True, 7, 10)
+    assert (settled.dead, settled.give_back, settled.failures) == (None, True, 7)
+    assert settled.share == (5 if status in {403, 408} else 10)
     assert (settled.due_at - AT).total_seconds() >= 30
 
 
-@pytest.mark.parametrize("status", [200, 202, 408, 500, 501])
+@pytest.mark.parametrize("status", [200, 202, 500, 501])
 def test_what_airtable_answers_itself_is_an_attempt(status: int) -> None:
     settled = decide(Unknown("what?", status), run(0, Waiting(1, ("status",), 4))).runs[0]
     assert (settled.dead, settled.give_back) == (None, False)
@@ -224,10 +225,11 @@ def test_a_retry_after_is_waited_for() -> None:
     assert (settled.due_at - AT).total_seconds() >= 0.5
 
 
-def test_a_run_that_gets_500_twice_goes_with_fewer_and_recovers_its_share() -> None:
-    assert decide(Unknown("broken", 500), run(0)).runs[0].share == 10
-    assert decide(Unknown("broken", 500), run(0, failures=1)).runs[0].share == 5
-    assert decide(Unknown("broken", 500), run(0, failures=1, share=1)).runs[0].share == 1
+@pytest.mark.parametrize("status", [500, 400, 403])
+def test_a_run_that_gets_500_or_a_strangers_no_twice_goes_with_fewer_and_recovers_its_share(status: int) -> None:
+    assert decide(Unknown("broken", status), run(0)).runs[0].share == 10
+    assert decide(Unknown("broken", status), run(0, failures=1)).runs[0].share == 5
+    assert decide(Unknown("broken", status), run(0, failures=1, share=1)).runs[0].share == 1
     assert decide(Unknown("busy", 503), run(0, failures=9)).runs[0].share == 10
     assert decide(Written({"run-0": "rec"}), run(0, failures=9, share=1)).runs[0].share == 10
 
