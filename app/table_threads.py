@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -18,11 +19,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_Job = tuple["Callable[[Table], object]", "asyncio.Future[object]", asyncio.AbstractEventLoop]
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    call: Callable[[Table], object]
+    answer: asyncio.Future[object]
+    loop: asyncio.AbstractEventLoop
+    is_taken: bool = False
+    is_written_off: bool = False
 
 
 class TableThreads:
-    """As many threads as are needed at once, up to `MOST`; what comes then waits for one."""
+    """As many threads as are needed at once, up to `MOST`; what comes then waits for one.
+
+    A thread whose caller has given up gives its place to another, and ends after its call: nothing can cut short one
+    that the other side keeps busy, and as many of those would be the end of all calls.
+    """
 
     MOST: Final = 32
 
@@ -33,7 +45,7 @@ class TableThreads:
         self._idle = 0
 
     async def run(self, call: Callable[[Table], T]) -> T:
-        """`call`'s result, from one of the threads. Cancelling leaves the call to end by itself."""
+        """`call`'s result, from one of the threads. Cancelling leaves the call and its thread to end by themselves."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[object] = loop.create_future()
         if self._idle == 0 and self._threads < self.MOST:
@@ -41,34 +53,44 @@ class TableThreads:
             threading.Thread(target=self._work, name=f"airtable-{self._threads}", daemon=True).start()
         else:
             self._idle -= 1
-        self._jobs.put((call, answer, loop))
-        return await answer  # type: ignore[return-value]  # the future holds what `call` returns
+        job = _Job(call, answer, loop)
+        self._jobs.put(job)
+        try:
+            return await answer  # type: ignore[return-value]  # the future holds what `call` returns
+        except asyncio.CancelledError:
+            if job.is_taken:
+                job.is_written_off = True
+                self._threads -= 1
+            raise
 
     def _work(self) -> None:
         table = self._open_table()
         while (job := self._jobs.get()) is not None:
-            call, answer, loop = job
+            job.is_taken = True
             result: object = None
             error: Exception | None = None
-            if not answer.done():  # who waited for a thread in vain has given up: a stale write must not go out
+            if not job.answer.done():  # who waited for a thread in vain has given up: a stale write must not go out
                 try:
-                    result = call(table)
+                    result = job.call(table)
                 except Exception as raised:  # noqa: BLE001  # it belongs to whoever asked
                     error = raised
             try:
-                loop.call_soon_threadsafe(self._finish, answer, result, error)
+                job.loop.call_soon_threadsafe(self._finish, job, result, error)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 break
         table.api.session.close()
 
-    def _finish(self, answer: asyncio.Future[object], result: object, error: Exception | None) -> None:
+    def _finish(self, job: _Job, result: object, error: Exception | None) -> None:
+        if job.is_written_off:
+            self._jobs.put(None)  # this thread or another ends: there is one too many
+            return
         self._idle += 1
-        if answer.done():
+        if job.answer.done():
             return
         if error is None:
-            answer.set_result(result)
+            job.answer.set_result(result)
         else:
-            answer.set_exception(error)
+            job.answer.set_exception(error)
 
     def close(self) -> None:
         """Let idle threads end; those with a call under way end after it."""

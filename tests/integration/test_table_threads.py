@@ -35,6 +35,33 @@ async def test_what_was_given_up_while_all_threads_were_busy_is_never_sent() -> 
     assert sent == ["fresh"]
 
 
+async def test_threads_that_are_kept_busy_after_they_were_given_up_stand_in_nobodys_way() -> None:
+    """As a peer does that sends forever what never becomes an answer."""
+    threads = TableThreads(open_table)
+    gate = threading.Event()
+    begun = threading.Semaphore(0)
+
+    def keep_busy(_table: Table) -> None:
+        begun.release()
+        gate.wait(30)
+
+    for _ in range(3):
+        kept = [asyncio.create_task(threads.run(keep_busy)) for _ in range(TableThreads.MOST)]
+        for _ in kept:
+            assert await asyncio.to_thread(begun.acquire, timeout=10)
+        for call in kept:
+            call.cancel()
+        await asyncio.gather(*kept, return_exceptions=True)
+    assert await asyncio.wait_for(threads.run(lambda _table: "answered"), 10) == "answered"
+    busy = [one for one in threading.enumerate() if one.name.startswith("airtable-")]
+    gate.set()
+    assert await threads.run(lambda _table: "answered again") == "answered again"
+    threads.close()
+    for one in busy:
+        await asyncio.to_thread(one.join, 10)
+        assert not one.is_alive()
+
+
 async def test_a_thread_is_used_again_and_keeps_its_table() -> None:
     threads = TableThreads(open_table)
     tables = [await threads.run(id) for _ in range(5)]
