@@ -424,6 +424,27 @@ async def test_a_run_whose_create_was_set_aside_is_not_due_at_a_start(desk: Desk
     assert await desk.store.next_due() is None
 
 
+async def test_a_run_whose_create_was_set_aside_and_that_a_hand_made_due_goes_to_rest(desk: Desk) -> None:
+    """Its updates must not leave, and what tries to send them would end the loop, and each start after it."""
+    await desk.kick_off()
+    await desk.answer(await desk.claim(), Refused(422, "no"), AT)
+    await desk.update(adding(RUN, posts_harvested=1))
+    meddle(desk.path, "UPDATE runs SET due_at = '2026-01-01T00:00:00.000Z'")
+    assert await desk.store.claim(AT) is None
+    assert await desk.store.next_due() is None
+    assert {(kind, state) for kind, state, _ in desk.states(RUN)} == {("create", "dead"), ("update", "pending")}
+
+
+async def test_a_due_time_that_no_calendar_has_is_one_that_is_too_far_ahead(desk: Desk) -> None:
+    await desk.kick_off()
+    meddle(desk.path, "UPDATE runs SET due_at = '2026-11-31T00:00:00.000Z'")
+    due = await desk.store.next_due()
+    assert due is not None
+    assert due > later(10**9)
+    assert await desk.store.recover_far(AT) == 1
+    assert await desk.store.next_due() == AT
+
+
 async def test_what_was_settled_is_not_taken_back(desk: Desk) -> None:
     await desk.kick_off()
     await desk.deliver_all()

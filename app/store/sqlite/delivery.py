@@ -46,7 +46,11 @@ SELECT run_id, airtable_record_id, share, failures, fields FROM (
     ORDER BY due_at LIMIT :share)
 WHERE due_at <= :at OR failures = 0
 """
-HAS_PENDING = "SELECT 1 FROM outbox WHERE run_id = ? AND delivered_at IS NULL AND state = 'pending' LIMIT 1"
+MAY_SEND = """
+SELECT 1 FROM outbox AS m WHERE m.run_id = :run_id AND m.delivered_at IS NULL AND m.state = 'pending'
+    AND NOT EXISTS (SELECT 1 FROM outbox AS c WHERE c.run_id = :run_id AND c.kind = 'create' AND c.state = 'dead')
+LIMIT 1
+"""
 INSERT_CALL = "INSERT INTO airtable_calls (method, records, messages, started_at) VALUES (?, 0, 0, ?)"
 COUNT_IN_CALL = "UPDATE airtable_calls SET records = ?, messages = ? WHERE id = ?"
 CLAIM_RUN = "UPDATE runs SET call_id = ? WHERE run_id = ?"
@@ -90,8 +94,8 @@ def _claim_runs(connection: sqlite3.Connection, rows: list[sqlite3.Row], at: dat
 
 
 def _something_waits(connection: sqlite3.Connection, row: sqlite3.Row, at: datetime) -> bool:
-    """Whether the run has a message to send; one that a hand made due without any goes to rest."""
-    if connection.execute(HAS_PENDING, (row["run_id"],)).fetchone() is not None:
+    """Whether the run has a message that may be sent; one that a hand made due without any goes to rest."""
+    if connection.execute(MAY_SEND, {"run_id": row["run_id"]}).fetchone() is not None:
         return True
     rest = {"failures": 0, "share": RECORDS_PER_CALL, "due_at": iso(at), "run_id": row["run_id"]}
     connection.execute(REST_RUN, rest)

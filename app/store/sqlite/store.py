@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from app.clock import parse_iso
@@ -26,7 +26,6 @@ from app.store.views import HowFar, KickoffTaken
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
     from pathlib import Path
 
     from app.model import Action, Created, Kickoff, Update, UpdateOutcome, WebhookTaken
@@ -199,8 +198,7 @@ class SqliteStore(SqliteReading):
         )
 
     async def next_due(self, *, only_creates: bool = False) -> datetime | None:
-        due = await self._reader.run(lambda connection: delivery.next_due(connection, only_creates=only_creates))
-        return None if due is None else parse_iso(due)
+        return _due(await self._reader.run(lambda connection: delivery.next_due(connection, only_creates=only_creates)))
 
     async def settle(self, settlement: Settlement, at: datetime) -> Sequence[Sequence[datetime]]:
         return await self._writer.run(lambda connection: delivery.settle(connection, settlement, at))
@@ -241,8 +239,7 @@ class SqliteStore(SqliteReading):
         return await self._writer.run(lambda connection: harvest.claim_batch(connection, at, self._rules))
 
     async def next_batch_due(self) -> datetime | None:
-        due = await self._reader.run(lambda connection: harvest.next_batch_due(connection, self._rules))
-        return None if due is None else parse_iso(due)
+        return _due(await self._reader.run(lambda connection: harvest.next_batch_due(connection, self._rules)))
 
     async def taken_apify_runs(self, batch_id: int, since: datetime) -> frozenset[str]:
         return await self._reader.run(lambda connection: harvest.taken_apify_runs(connection, batch_id, since))
@@ -268,8 +265,7 @@ class SqliteStore(SqliteReading):
         return await self._reader.run(lambda connection: missing.due_looks(connection, at, limit))
 
     async def next_look_due(self) -> datetime | None:
-        due = await self._reader.run(missing.next_look_due)
-        return None if due is None else parse_iso(due)
+        return _due(await self._reader.run(missing.next_look_due))
 
     async def recover_looks(self, at: datetime) -> int:
         return await self._writer.run(lambda connection: missing.recover_looks(connection, at))
@@ -378,6 +374,14 @@ class SqliteStore(SqliteReading):
     async def close(self) -> None:
         await self._reader.close()
         await self._writer.close()  # last, for only then SQLite folds the WAL into the file: a copy of it has all
+
+
+def _due(text: str | None) -> datetime | None:
+    """A due time. One that no calendar has is a hand's, and as far ahead as can be, where it is looked for."""
+    try:
+        return None if text is None else parse_iso(text)
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def write_something(connection: sqlite3.Connection) -> None:
