@@ -8,6 +8,7 @@ Exit codes: 0 all well, 1 a problem was found or hit, 2 wrong usage or configura
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 from datetime import UTC, datetime, timedelta
@@ -79,6 +80,7 @@ def examples(*lines: str) -> str:
 
 def main() -> NoReturn:
     """Run the command; errors of ours end as one line on standard error and an exit code."""
+    _open_closed_streams()
     try:
         app(standalone_mode=True)
     except ConfigError as error:
@@ -90,6 +92,16 @@ def main() -> NoReturn:
     except FileExistsError as error:
         _fail(str(error), WRONG_USAGE)
     sys.exit(0)
+
+
+def _open_closed_streams() -> None:
+    """Lead to nowhere the standard streams that whoever starts us has closed (`2>&-`).
+
+    The next file to be opened would get their number, and what writes to standard error without asking write to it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for as long as we live
 
 
 def _fail(text: str, code: int) -> NoReturn:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -14,8 +17,6 @@ from tests.support.process import afresh, command, environment, free_port, run, 
 from tests.support.watching import meddle, rows
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pytest
 
 RUN = {"client_id": "Guy-Wilson", "job_id": "251007-070457"}
@@ -84,6 +85,29 @@ async def test_it_starts_in_an_empty_folder_with_nothing_set(tmp_path: Path) -> 
         status, _ = await service.call("POST", "/runs", RUN)
         assert status == 201
         assert await service.end(signal.SIGTERM) == 0
+
+
+async def test_without_standard_streams_it_serves_and_loses_its_log(tmp_path: Path) -> None:
+    port = free_port()
+    closed = f"exec {sys.executable} -m app serve --sandbox <&- >&- 2>&-"
+    process = await asyncio.create_subprocess_exec("sh", "-c", closed, env=environment(tmp_path, port))
+    try:
+        async with asyncio.timeout(30), aiohttp.ClientSession() as http:
+            while True:
+                assert process.returncode is None
+                with contextlib.suppress(aiohttp.ClientConnectorError):
+                    async with http.post(f"http://127.0.0.1:{port}/runs", json=RUN) as answer:
+                        assert answer.status == 201
+                        break
+                await asyncio.sleep(0.05)  # nothing is said that could be waited for
+        if (numbers := Path(f"/proc/{process.pid}/fd")).exists():  # Linux: no file of ours has their numbers
+            assert [(numbers / str(number)).readlink() for number in range(3)] == [Path(os.devnull)] * 3
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def test_exposure_is_refused_before_anything_is_made(tmp_path: Path) -> None:
