@@ -15,7 +15,7 @@ from app.service import running
 from app.store.sqlite.opening import make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from app.config import Secrets, Settings
@@ -37,7 +37,7 @@ def run(serving: Coroutine[None, None, int]) -> NoReturn:
     """
     with asyncio.Runner() as runner:
         code = runner.run(serving)
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # who starts us may have closed one
+        for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()
         os._exit(code)
@@ -45,9 +45,9 @@ def run(serving: Coroutine[None, None, int]) -> NoReturn:
 
 async def serve(settings: Settings, secrets: Secrets) -> int:
     """Serve until SIGTERM or SIGINT (0), or until a loop dies (1). Raises as `running` does."""
-    with _stop_signals() as stop:
-        async with running(settings, secrets) as service:
-            return await _until_the_end(service, stop)
+    stop = _stop_signals()
+    async with running(settings, secrets) as service:
+        return await _until_the_end(service, stop)
 
 
 async def serve_sandbox(settings: Settings, secrets: Secrets, journal: Path) -> int:
@@ -56,13 +56,13 @@ async def serve_sandbox(settings: Settings, secrets: Secrets, journal: Path) -> 
 
     check_exposure(settings, secrets)
     make_folder(journal)
-    with _stop_signals() as stop:
-        async with (
-            embedded(settings, secrets, journal=journal) as sandbox,
-            running(sandbox.settings, sandbox.secrets) as service,
-        ):
-            log.info("sandbox.started", airtable=sandbox.airtable_server.url, apify=sandbox.apify.url)
-            return await _until_the_end(service, stop)
+    stop = _stop_signals()
+    async with (
+        embedded(settings, secrets, journal=journal) as sandbox,
+        running(sandbox.settings, sandbox.secrets) as service,
+    ):
+        log.info("sandbox.started", airtable=sandbox.airtable_server.url, apify=sandbox.apify.url)
+        return await _until_the_end(service, stop)
 
 
 async def _until_the_end(service: Service, stop: asyncio.Event) -> int:
@@ -78,9 +78,12 @@ async def _until_the_end(service: Service, stop: asyncio.Event) -> int:
     return 1
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that the first signal sets. A later one ends the process at once: the outbox is made for that."""
+def _stop_signals() -> asyncio.Event:
+    """An event that the first signal sets. A later one ends the process at once: the outbox is made for that.
+
+    They are heard until the process is gone, and by nobody once the loop has ended: what comes so late must not take
+    the place of the exit code.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     asked_at = 0.0
@@ -97,8 +100,4 @@ def _stop_signals() -> Iterator[asyncio.Event]:
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
-    try:
-        yield stop
-    finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
+    return stop

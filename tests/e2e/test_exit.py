@@ -153,6 +153,15 @@ async def test_a_look_up_of_a_name_that_hangs_does_not_keep_it_from_ending(tmp_p
     judge(service, tmp_path / "runs.db", load)
 
 
+async def test_signals_in_the_last_moments_do_not_change_how_it_ends(tmp_path: Path) -> None:
+    airtable = make_airtable(SystemClock())
+    async with WireServer(airtable) as wire, forking() as forks:
+        service = await forks.serve(tmp_path, environment_for(airtable, wire), signalled_late=True)
+        assert await service.listening()
+        service.signal(signal.SIGTERM)
+        assert await service.ended(MARGIN_SECONDS) == 0
+
+
 @pytest.mark.soak
 async def test_two_hundred_stops_in_a_row(tmp_path: Path) -> None:
     await stop_often(tmp_path, 200)

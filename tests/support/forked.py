@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import io
 import json
 import os
 import signal
@@ -44,7 +45,8 @@ class Crash:
 class ServeOrder:
     """`log` is the file that gets the child's standard error; `writes` the one that gets all it does to its disk.
 
-    `nameless` are hosts whose name is looked up without end.
+    `nameless` are hosts whose name is looked up without end. Where it is `signalled_late`, signals come when all is
+    closed and said.
     """
 
     environment: dict[str, str]
@@ -52,6 +54,7 @@ class ServeOrder:
     crash: Crash | None = None
     writes: str | None = None
     nameless: tuple[str, ...] = ()
+    signalled_late: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -102,6 +105,14 @@ def look_up_without_end(hosts: Sequence[str]) -> None:
     socket.getaddrinfo = getaddrinfo  # type: ignore[assignment]
 
 
+class LateSignals(io.StringIO):
+    """Stands in for standard output, whose flush is among the last things that a service does."""
+
+    def flush(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+
+
 def serve(order: ServeOrder) -> NoReturn:
     os.environ.update(order.environment)
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -111,6 +122,8 @@ def serve(order: ServeOrder) -> NoReturn:
         Killing.crash, Killing.left = order.crash, order.crash.count
         sqlite3.connect = functools.partial(sqlite3.connect, factory=Killing)  # type: ignore[assignment]
     look_up_without_end(order.nameless)
+    if order.signalled_late:
+        sys.stdout = LateSignals()
     _recorder = record_writes(Path(order.writes)) if order.writes is not None else None  # lives as long as we do
     secrets = Secrets.from_environment()
     configure_logs(secrets.all())

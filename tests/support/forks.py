@@ -82,6 +82,7 @@ class Forks:
         crash: Crash | None = None,
         writes: Path | None = None,
         nameless: Sequence[str] = (),
+        signalled_late: bool = False,
     ) -> Fork:
         """`settings` are environment variables, over a store in `folder`."""
         port = port or free_port()
@@ -92,6 +93,7 @@ class Forks:
             crash,
             None if writes is None else str(writes),
             tuple(nameless),
+            signalled_late,
         )
         os.write(self._orders, order.to_json().encode() + b"\n")
         pid = await self._answer("pid")
