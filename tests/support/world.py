@@ -184,7 +184,7 @@ class World:
         status = ending.status if isinstance(ending, WireResponse) and ending.body != b"<html>" else None
         for message_id, (run_id, _, attempts) in before.items():
             ((state, after),) = self.house.rows("SELECT state, attempts FROM outbox WHERE id = ?", message_id)
-            if status in {None, 401, 403, 429, 502, 503, 504}:
+            if status in {None, 401, 403, 408, 429, 502, 503, 504}:
                 assert (state, after) == ("pending", attempts - 1)
             elif status in {404, 422}:
                 assert state == "dead" or (state, after) == ("pending", attempts - 1)
