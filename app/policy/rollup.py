@@ -65,17 +65,25 @@ def _apify_status(batches: Sequence[Batch]) -> str:
 
 
 def run_change(
-    before: Sequence[Batch], after: Sequence[Batch], *, known: Sequence[str], status_is_ours: bool
+    before: Sequence[Batch],
+    after: Sequence[Batch],
+    *,
+    failures: Sequence[str],
+    known: Sequence[str],
+    status_is_ours: bool,
 ) -> Change:
-    """The update of the run that a step of its batches asks for: what changed, and a line for each new failure."""
+    """The update of the run that steps of its batches ask for: what changed, and the lines of what failed meanwhile."""
     old, new = rollup(before), rollup(after)
     changed = {name: value for name, value in new.items() if name in known and (name not in old or old[name] != value)}
     if not status_is_ours:
         changed.pop("status", None)
-    failed_before = {one.id for one in before if _has_failed(one)}
-    lines = tuple(_failure_line(one) for one in after if _has_failed(one) and one.id not in failed_before)
-    append = {"error_details": lines} if lines and "error_details" in known else {}
+    append = {"error_details": tuple(failures)} if failures and "error_details" in known else {}
     return Change(set=changed, append=append)
+
+
+def new_failure(before: Batch, after: Batch) -> tuple[str, ...]:
+    """The line for a batch that has failed in this step, if it has: it stays true whatever becomes of the batch."""
+    return (_failure_line(after),) if _has_failed(after) and not _has_failed(before) else ()
 
 
 def _has_failed(batch: Batch) -> bool:

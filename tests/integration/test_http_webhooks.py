@@ -128,6 +128,28 @@ async def test_many_webhooks_that_waited_for_a_kickoff_change_its_run_once(serve
     assert rows(served.store_path, "SELECT count(*) FROM outbox WHERE source = 'harvest'") == [(1,)]
 
 
+@pytest.mark.parametrize("kicked_off", ["before", "after"])
+async def test_a_failure_that_a_resurrection_mended_is_told_whenever_the_kickoff_comes(
+    served: Harness, kicked_off: str
+) -> None:
+    """And the run's figures and status are those of its last end."""
+    if kicked_off == "before":
+        await served.kick_off()
+    at = "2025-10-07T07:{}:00.000Z"
+    for event_type, more in (
+        ("FAILED", {"status": "FAILED", "statusMessage": "blocked", "finishedAt": at.format(30)}),
+        ("RESURRECTED", {"status": "RUNNING"}),
+        ("SUCCEEDED", {"status": "SUCCEEDED", "finishedAt": at.format(50)}),
+    ):
+        await served.webhook(event(f"ACTOR.RUN.{event_type}", "a1", **more), query=NAMED)
+    if kicked_off == "after":
+        await served.kick_off()
+    await served.synced()
+    record = served.records()[RUN_ID]
+    assert record["Apify Status"] == "SUCCEEDED"
+    assert record["Error Details"] == "Batch 1 (Apify run a1) failed: blocked"
+
+
 async def test_a_test_dispatch_and_events_of_builds_are_ignored(served: Harness) -> None:
     await served.kick_off()
     for body in (sample(TEST), event("ACTOR.BUILD.SUCCEEDED"), event("SOMETHING.NEW"), b'{"eventType": "X"}'):

@@ -22,7 +22,7 @@ from app.policy.harvest import (
     poll_interval,
     reported,
 )
-from app.policy.rollup import rollup, run_change, status_of
+from app.policy.rollup import new_failure, rollup, run_change, status_of
 
 if TYPE_CHECKING:
     from random import Random
@@ -170,33 +170,35 @@ def test_figures_are_the_sums_of_what_is_known(made: list[Batch]) -> None:
 
 @given(batches(), batches())
 def test_a_change_brings_the_run_from_what_it_showed_to_what_it_shows(before: list[Batch], now: list[Batch]) -> None:
-    change = run_change(before, now, known=KNOWN, status_is_ours=True)
+    change = run_change(before, now, failures=(), known=KNOWN, status_is_ours=True)
     assert {**rollup(before), **change.set} == {**rollup(before), **rollup(now)}
     assert not change.add  # a figure is set and not added, so that it counts once however often it is told
 
 
 @given(batches())
 def test_what_did_not_change_is_no_update(made: list[Batch]) -> None:
-    assert run_change(made, made, known=KNOWN, status_is_ours=True).names() == ()
+    assert run_change(made, made, failures=(), known=KNOWN, status_is_ours=True).names() == ()
 
 
 def test_a_status_that_a_caller_set_is_left_alone() -> None:
     before, now = [ordered(state=BatchState.RUNNING)], [after_all(ordered(), report("SUCCEEDED", 9))]
-    assert run_change(before, now, known=KNOWN, status_is_ours=True).set["status"] == RunStatus.COMPLETED
-    assert "status" not in run_change(before, now, known=KNOWN, status_is_ours=False).set
+    assert run_change(before, now, failures=(), known=KNOWN, status_is_ours=True).set["status"] == RunStatus.COMPLETED
+    assert "status" not in run_change(before, now, failures=(), known=KNOWN, status_is_ours=False).set
 
 
 def test_only_fields_of_the_registry_are_changed() -> None:
     now = [after_all(ordered(), report("FAILED", 9))]
-    change = run_change([ordered()], now, known=("apify_status",), status_is_ours=True)
+    change = run_change([ordered()], now, failures=("a line",), known=("apify_status",), status_is_ours=True)
     assert change.names() == ("apify_status",)
 
 
 def test_each_failure_is_a_line_once() -> None:
     failed = after_all(ordered(), report("FAILED", 9))
-    change = run_change([ordered()], [failed], known=KNOWN, status_is_ours=True)
-    assert change.append == {"error_details": ("Batch 1 (Apify run a1) failed: Apify says FAILED",)}
-    assert run_change([failed], [failed], known=KNOWN, status_is_ours=True).append == {}
+    line = "Batch 1 (Apify run a1) failed: Apify says FAILED"
+    assert new_failure(ordered(), failed) == (line,)
+    assert new_failure(failed, failed) == ()
+    change = run_change([ordered()], [failed], failures=(line, line), known=KNOWN, status_is_ours=True)
+    assert change.append == {"error_details": (line, line)}
 
 
 @given(st.lists(st.none() | st.sampled_from(list(ENDED.values())), min_size=1))

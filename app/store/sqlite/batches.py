@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.model import BatchState, Source
 from app.policy.harvest import Batch
-from app.policy.rollup import run_change
+from app.policy.rollup import new_failure, run_change
 from app.store.sqlite.intake import When, change_run
 
 if TYPE_CHECKING:
@@ -36,28 +36,36 @@ def batches_of(connection: sqlite3.Connection, run_id: str) -> list[Batch]:
     return [batch_of(row) for row in connection.execute(BATCHES_OF_RUN, (run_id,))]
 
 
-def move_batch(connection: sqlite3.Connection, moved: Batch, known: Sequence[str], when: When) -> None:
+def move_batch(connection: sqlite3.Connection, batch: Batch, moved: Batch, known: Sequence[str], when: When) -> None:
     """Write a batch's next state, and queue what it changes in its run."""
-    before = batches_of(connection, moved.run_id)
-    write_batch(connection, moved)
-    now = [moved if one.id == moved.id else one for one in before]
-    show_in_run(connection, moved.run_id, before, now, known, when)
+    run = RunChanged(connection, batch.run_id)
+    run.move(connection, batch, moved)
+    run.show(connection, known, when)
 
 
-def write_batch(connection: sqlite3.Connection, moved: Batch) -> None:
-    connection.execute(UPDATE_BATCH, {name: getattr(moved, name) for name in COLUMNS})
+class RunChanged:
+    """A run whose batches move on, some of them often: it is rolled up once, and none of their failures is lost."""
 
+    def __init__(self, connection: sqlite3.Connection, run_id: str) -> None:
+        self._run_id = run_id
+        self._before = batches_of(connection, run_id)
+        self._now = {one.id: one for one in self._before}
+        self._failures: list[str] = []
 
-def show_in_run(
-    connection: sqlite3.Connection,
-    run_id: str,
-    before: Sequence[Batch],
-    now: Sequence[Batch],
-    known: Sequence[str],
-    when: When,
-) -> None:
-    """Queue what the run's batches have changed in it."""
-    status_by = connection.execute(SELECT_STATUS_BY, (run_id,)).fetchone()["status_by"]
-    change = run_change(before, now, known=known, status_is_ours=status_by == "batches")
-    if change.names():
-        change_run(connection, run_id, change, Source.HARVEST, when)
+    def move(self, connection: sqlite3.Connection, batch: Batch, moved: Batch) -> None:
+        connection.execute(UPDATE_BATCH, {name: getattr(moved, name) for name in COLUMNS})
+        self._failures += new_failure(batch, moved)
+        self._now[moved.id] = moved
+
+    def show(self, connection: sqlite3.Connection, known: Sequence[str], when: When) -> None:
+        """Queue what has changed in the run."""
+        status_by = connection.execute(SELECT_STATUS_BY, (self._run_id,)).fetchone()["status_by"]
+        change = run_change(
+            self._before,
+            list(self._now.values()),
+            failures=self._failures,
+            known=known,
+            status_is_ours=status_by == "batches",
+        )
+        if change.names():
+            change_run(connection, self._run_id, change, Source.HARVEST, when)

@@ -86,7 +86,7 @@ def apply_event(
         cause = f"Apify run {moved.apify_run_id} is another batch by now"
         lost = LookFailed(cause) if before.state is BatchState.UNKNOWN else StartLost(cause)
         moved = after(before, lost, at=now, rules=rules)
-    move_batch(connection, moved, known, when)
+    move_batch(connection, before, moved, known, when)
     if moved.apify_run_id != before.apify_run_id:
         release_held(connection, moved, moved.run_id, now=now, when=when, rules=rules, known=known)
     return moved

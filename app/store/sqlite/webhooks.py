@@ -10,15 +10,7 @@ from pydantic import TypeAdapter
 from app.model import ErrorKind, OpenError, WebhookOutcome, WebhookTaken
 from app.policy.harvest import Batch, Report, reported
 from app.store.protocol import WebhookEvent
-from app.store.sqlite.batches import (
-    BATCH_BY_ID,
-    SELECT_BATCH,
-    batch_of,
-    batches_of,
-    move_batch,
-    show_in_run,
-    write_batch,
-)
+from app.store.sqlite.batches import BATCH_BY_ID, SELECT_BATCH, RunChanged, batch_of, move_batch
 from app.store.sqlite.intake import COUNT_ERROR, When, open_missing_record
 
 if TYPE_CHECKING:
@@ -77,7 +69,7 @@ def accept_webhook(
         return taken
     moved = reported(batch, event.report, at=now, rules=rules)
     is_news = moved is not batch
-    move_batch(connection, replace(moved, last_webhook_at=when.at), known, when)
+    move_batch(connection, batch, replace(moved, last_webhook_at=when.at), known, when)
     if moved.apify_run_id != batch.apify_run_id:
         release_held(connection, moved, moved.run_id, now=now, when=when, rules=rules, known=known)
     taken = (
@@ -184,23 +176,23 @@ def release_held(
 
     Each run is rolled up once, however many events waited: they stand in the way of every other writer.
     """
-    before: dict[str, list[Batch]] = {}
-    _release(connection, batch, run_id, before, now=now, when=when, rules=rules)
-    for changed, batches in before.items():
-        show_in_run(connection, changed, batches, batches_of(connection, changed), known, when)
+    changed: dict[str, RunChanged] = {}
+    _release(connection, batch, run_id, changed, now=now, when=when, rules=rules)
+    for run in changed.values():
+        run.show(connection, known, when)
 
 
 def _release(
     connection: sqlite3.Connection,
     batch: Batch | None,
     run_id: str,
-    before: dict[str, list[Batch]],
+    changed: dict[str, RunChanged],
     *,
     now: datetime,
     when: When,
     rules: HarvestRules,
 ) -> None:
-    """Move the batches of the events on; `before` gets the batches of each run that this changes, as they were."""
+    """Move the batches of the events on; `changed` gets each run that this changes."""
     apify_run_id = batch.apify_run_id if batch else None
     matched = []
     for row in connection.execute(SELECT_HELD_EVENTS, {"apify_run_id": apify_run_id, "run_id": run_id}).fetchall():
@@ -211,14 +203,14 @@ def _release(
         found = find_batch(connection, event, when)
         if found is None:
             continue
-        if found.run_id not in before:
-            before[found.run_id] = batches_of(connection, found.run_id)
+        if found.run_id not in changed:
+            changed[found.run_id] = RunChanged(connection, found.run_id)
         moved = replace(reported(found, report, at=now, rules=rules), last_webhook_at=when.at)
-        write_batch(connection, moved)
+        changed[found.run_id].move(connection, found, moved)
         if found.apify_run_id is None:
             matched.append(moved)
         connection.execute(RELEASE_EVENT, (found.id, run_id, row["id"]))
         note = f"batch {found.number} of {run_id}"
         connection.execute(RESOLVE_UNMATCHED, (when.at, note, f"Apify run {report.run.id}"))
     for one in matched:  # others may have waited for what it turned out to be
-        _release(connection, one, run_id, before, now=now, when=when, rules=rules)
+        _release(connection, one, run_id, changed, now=now, when=when, rules=rules)
