@@ -196,6 +196,21 @@ async def test_what_one_batch_cannot_take_is_asked_for_again_and_stops_no_other(
     assert [one.attempts for one in field.batches()] == [1, 1]
 
 
+async def test_a_start_whose_answer_cannot_be_taken_is_a_lost_one(field: Harvesting) -> None:
+    """It is looked for, and not sent again."""
+    field.apify.webhooks.treat(Lose(), times=None)
+    odd = "WHEN new.state = 'running' BEGIN SELECT RAISE (ABORT, 'odd'); END"
+    async with field.running():
+        meddle(field.house.store_path, f"CREATE TRIGGER odd BEFORE UPDATE ON batches {odd}")
+        await field.kick_off(["ann"])
+        await field.until(lambda: field.batch().state == "unknown")
+        assert "could not be taken" in str(field.batch().cause)
+        meddle(field.house.store_path, "DROP TRIGGER odd")
+        await field.settled()
+    assert len(field.starts()) == 1
+    field.assert_each_started_once(1)
+
+
 def by_name(given: ActorRunInput) -> Plan:
     """The first profile says how the run ends."""
     assert isinstance(given.value, dict)

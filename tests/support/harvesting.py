@@ -150,11 +150,18 @@ class Harvesting:
         """Let what is under way come to its end, unless it hangs."""
         in_a_row, begun = 0, asyncio.get_running_loop().time()
         while in_a_row < _LOOKS:
+            self._assert_that_all_loops_go_on()
             await asyncio.sleep(0.001)
             in_a_row = in_a_row + 1 if await self._is_at_rest() else 0
             hangs = any(one.status is None and one.fault in _HANGS for one in self.apify.log)
             if asyncio.get_running_loop().time() - begun > (_PATIENCE_WITH_THE_HUNG if hangs else _PATIENCE):
                 return
+
+    def _assert_that_all_loops_go_on(self) -> None:
+        """Without its loops the service never comes to rest, and what is waited for never comes to be."""
+        if self.house.service is not None:
+            ended = [loop.get_name() for loop in self.house.service.loops if loop.done()]
+            assert not ended, f"{', '.join(ended)} ended"
 
     async def _is_at_rest(self) -> bool:
         service = self.house.service
