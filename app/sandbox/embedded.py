@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from app.errors import StoreError
 from app.fields import FieldType
 from app.sandbox.airtable import AirtableSandbox
 from app.sandbox.airtable_schema import Ids, schema_from_columns
@@ -52,10 +53,12 @@ class Sandbox:
 
 @contextlib.asynccontextmanager
 async def embedded(settings: Settings, secrets: Secrets, *, journal: Path | None = None) -> AsyncIterator[Sandbox]:
-    """The emulators on loopback for as long as the block runs; Airtable's records are kept in `journal`."""
-    ids = Ids(random.SystemRandom())
-    schema = schema_from_columns(settings.airtable.table, _columns(settings), ids, base_id=BASE_ID)
-    airtable = AirtableSandbox(schema, token=AIRTABLE_TOKEN, ids=ids, journal=journal)
+    """The emulators on loopback for as long as the block runs; Airtable's records are kept in `journal`.
+
+    Raises:
+        StoreError: the journal cannot be used.
+    """
+    airtable = _airtable(settings, journal)
     apify_sandbox = ApifySandbox(now=lambda: datetime.now(UTC), random=random.SystemRandom())
     async with WireServer(airtable) as airtable_server, ApifyServer(apify_sandbox) as apify:
         to_airtable = {"endpoint_url": airtable_server.url, "base_id": BASE_ID}
@@ -68,6 +71,17 @@ async def embedded(settings: Settings, secrets: Secrets, *, journal: Path | None
         )
         tokens = replace(secrets, airtable_api_key=AIRTABLE_TOKEN, apify_token=APIFY_TOKEN)
         yield Sandbox(airtable, airtable_server, apify, pointed, tokens)
+
+
+def _airtable(settings: Settings, journal: Path | None) -> AirtableSandbox:
+    ids = Ids(random.SystemRandom())
+    schema = schema_from_columns(settings.airtable.table, _columns(settings), ids, base_id=BASE_ID)
+    try:
+        return AirtableSandbox(schema, token=AIRTABLE_TOKEN, ids=ids, journal=journal)
+    except OSError as error:
+        raise StoreError(f"{journal} cannot be opened ({error.strerror}): its folder has to be writable") from error
+    except ValueError as error:
+        raise StoreError(f"{error}: put it back as it was, or begin anew without it and without the store") from error
 
 
 def _columns(settings: Settings) -> dict[str, Json]:

@@ -19,6 +19,7 @@ from app.store.sqlite.connection import connect_reading, connect_writing
 from app.store.sqlite.examine import examine
 from app.store.sqlite.files import refuse_losses
 from app.store.sqlite.opening import open_reading
+from tests.support.process import command, free_port
 from tests.support.stores import JOB, Desk, adding, open_desk, setting
 
 if TYPE_CHECKING:
@@ -284,6 +285,19 @@ async def test_a_folder_that_takes_nothing_is_told_at_the_start(stopped: Path) -
             async with open_desk(stopped):
                 pass
         assert contents(stopped) == before
+
+
+async def test_a_journal_of_the_sandbox_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
+    with read_only(tmp_path):
+        ended = await command(tmp_path, "serve", "--sandbox", port=free_port())
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "cannot be opened (" in ended.err
+    assert "its folder has to be writable" in ended.err
+    journal = tmp_path / "runs.db.sandbox-airtable.jsonl"
+    journal.write_text("{}\nDear diary\n{}\n")
+    ended = await command(tmp_path, "serve", "--sandbox", port=free_port())
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert f"line 2 of {journal}" in ended.err
 
 
 # Under a running service ----------------------------------------------------------------------------------------
