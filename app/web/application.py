@@ -9,7 +9,7 @@ from aiohttp import web
 
 from app.web.contract import OPERATIONS
 from app.web.docs import Docs
-from app.web.edge import EDGE
+from app.web.edge import EDGE, ask_for_no_body
 from app.web.guard import request_ids
 from app.web.openapi import make_document
 from app.web.page_frame import set_up_templates
@@ -42,6 +42,9 @@ def make_application(
     )
     application[EDGE] = edge
     docs = Docs(partial(make_document, OPERATIONS, registry))
-    application.add_routes([*calls.routes(), *health.routes(), *metrics.routes(), *docs.routes(), *page.routes()])
+    for route in (*calls.routes(), *health.routes(), *metrics.routes(), *docs.routes(), *page.routes()):
+        if isinstance(route, web.RouteDef):
+            route.kwargs["expect_handler"] = ask_for_no_body
+        route.register(application.router)
     set_up_templates(application)
     return application

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from app.errors import Malformed, Overloaded, Problem
 from app.logs import get_logger
@@ -136,7 +136,7 @@ class Edge:
                 self._idle.pop(connection, None)
             try:
                 answer = await handler(request)
-                if self._is_crowded():
+                if self._is_crowded() or (waits_to_be_asked(request) and not request.content.is_eof()):
                     answer.force_close()
                 return answer
             finally:
@@ -172,6 +172,20 @@ class Edge:
             log.info("http.refused", request_id=request_id, status=status, reason=type(error).__name__)
             problem = Malformed(f"this cannot be read as an HTTP request: {said}")
         return problem_answer(problem, request_id)
+
+
+def waits_to_be_asked(request: web.Request) -> bool:
+    """Whether its body comes once it is asked for; otherwise it may come or not."""
+    return request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue"
+
+
+async def ask_for_no_body(_request: web.Request) -> None:
+    """In the place of aiohttp's answer to `Expect`.
+
+    It would ask for every body before anything is known of the request, and refuse all other expectations beneath the
+    application, where nobody names and logs a request. They may be ignored as well (RFC 9110, 10.1.1). Where there is
+    no such address or method it does so still: there it takes no word of ours.
+    """
 
 
 EDGE: Final = web.AppKey("edge", Edge)

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from app.errors import Forbidden, Malformed, TooSlow, Unauthorized, UnsupportedEncoding, UnsupportedMediaType
 from app.logs import get_logger
-from app.web.edge import EDGE
+from app.web.edge import EDGE, waits_to_be_asked
 from app.web.problems import REQUEST_ID, REQUEST_ID_HEADER
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _is_of_this_machine(origin: str | None) -> bool:
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The whole body.
+    """The whole body. Who waits to be asked for it (RFC 9110, 10.1.1) is asked when nothing else is against it.
 
     Raises:
         UnsupportedEncoding: it is packed.
@@ -110,12 +110,16 @@ async def read_body(request: web.Request) -> bytes:
     if encoding.lower() != "identity":
         raise UnsupportedEncoding("send the body as it is, without Content-Encoding")
     edge = request.app[EDGE]
-    declared = request.content_length if request.content_length is not None else request.client_max_size
-    edge.hold(request, min(declared, request.client_max_size))
+    length = request.content_length if request.content_length is not None else request.client_max_size
+    if length > request.client_max_size:
+        raise web.HTTPRequestEntityTooLarge(request.client_max_size, length)
+    edge.hold(request, length)
     seconds = edge.limits.body_seconds
     try:
         if request.content.is_eof():  # it came with the head, as small ones do: no timer is worth its while
             return await request.read()
+        if waits_to_be_asked(request):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(seconds):
             return await request.read()
     except TimeoutError:

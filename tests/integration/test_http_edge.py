@@ -253,6 +253,43 @@ async def test_a_body_without_end_is_refused_and_its_connection_ended(tmp_path: 
         assert rows(house.store_path, "SELECT count(*) FROM runs") == [(0,)]
 
 
+async def test_who_waits_to_be_asked_for_a_body_is_asked_when_nothing_stands_against_it(tmp_path: Path) -> None:
+    async with (
+        limited(tmp_path, EdgeLimits(), max_body_bytes=2_000) as house,
+        connections(house, 4) as [(reader, writer), *others],
+    ):
+        head = raw_request(b"POST", b"/runs", expect="100-continue", content_length=str(len(JOB_GUY)))
+        for status in (201, 200):  # the connection goes on
+            writer.write(head)
+            async with asyncio.timeout(30):
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(JOB_GUY)
+            assert (await answered(reader))[0] == status
+        for (refused, to), status, sent in (
+            (others[0], 413, raw_request(b"POST", b"/runs", expect="100-continue", content_length="2001")),
+            (
+                others[1],
+                401,
+                raw_request(b"POST", b"/runs", expect="100-Continue", content_length="9", authorization=""),
+            ),
+            (
+                others[2],
+                415,
+                raw_request(b"POST", b"/runs", expect="100-continue", content_length="9", content_encoding="br"),
+            ),
+        ):
+            to.write(sent)
+            lines, _ = await next_answer(refused)
+            assert int(lines[0].split()[1]) == status
+            assert "Connection: close" in lines  # whether it comes all the same is not known
+
+
+async def test_an_expectation_that_nobody_knows_is_ignored(house: Harness) -> None:
+    async with house.running() as service:
+        assert (await send_raw(service.url, raw_request(b"POST", b"/runs", JOB_GUY, expect="200-maybe"))).status == 201
+        assert (await send_raw(service.url, raw_request(b"GET", b"/runs", expect="200-maybe"))).status == 200
+
+
 async def test_a_page_of_large_rows_is_a_short_one_and_the_next_goes_on(house: Harness) -> None:
     async with house.running():
         run_id = await house.kick_off()
