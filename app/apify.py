@@ -66,10 +66,11 @@ class RunWebhook(AnyWebhook):
 
 _WebhookT = TypeVar("_WebhookT", bound=AnyWebhook)
 
-#: JSON can carry half of a surrogate pair, which is no character: what an actor says may be cut off within one. The
-#: other escapes are matched too, so that each begins where it does.
+#: JSON can carry half of a surrogate pair, which is no character: what an actor says may be cut off within one. Whole
+#: pairs are matched too, so that no half of theirs is. A backslash that an odd number of others precede begins none.
 _HALF_PAIR: Final = re.compile(
-    rb"\\u(?i:d[89ab][\da-f]{2})\\u(?i:d[c-f][\da-f]{2})|(?P<half>\\u(?i:d[89a-f][\da-f]{2}))|\\.", re.DOTALL
+    rb"(?<!\\)(?P<before>(?:\\\\)*+)"
+    rb"(?:\\u(?i:d[89ab][\da-f]{2})\\u(?i:d[c-f][\da-f]{2})|(?P<half>\\u(?i:d[89a-f][\da-f]{2})))"
 )
 _NO_CHARACTER: Final = rb"\ufffd"
 
@@ -83,7 +84,7 @@ def decode_webhook(
         Malformed: it is not what Apify sends, by default or by a template; the text says why.
     """
     text = body.decode("utf-8", errors="replace")
-    body = _HALF_PAIR.sub(lambda found: _NO_CHARACTER if found["half"] else found[0], body)
+    body = _HALF_PAIR.sub(lambda found: found["before"] + _NO_CHARACTER if found["half"] else found[0], body)
     event_type = _parse(AnyWebhook, body).event_type
     dispatch_id = headers.get(DISPATCH_HEADER) or None
     if dispatch_id is not None and not (dispatch_id.isascii() and len(dispatch_id) <= MAX_RUN_ID):
