@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 import httpx2
 from apify_client import ApifyClientAsync
 from apify_client.errors import ApifyApiError, NotFoundError, RateLimitError, ServerError
+from pydantic import ValidationError
 
 from app.apify import BATCH_PARAMETER, RUN_PARAMETER
 from app.apify_transport import BoundedClient, NotApifys, Redirected
@@ -218,6 +219,8 @@ class Apify:
             said = f"{error.type or error.status_code}: {error.message}"
         elif isinstance(error, NotApifys):
             said = str(error)
+        elif isinstance(error, ValidationError):
+            said = _misfit(error)
         else:
             said = f"{type(error).__name__}: {error}".rstrip(": ")
         for secret in (self._access.token, self._access.webhook_secret):
@@ -290,6 +293,18 @@ class _DatedClient(BoundedClient):
 
 
 _MOST_CAUSE: Final = 300
+#: Of an answer that is not what was asked for, every flaw would be written out, and all that it is of: for 20 s, of one
+#: of 16 MB.
+_MOST_FLAWS: Final = 100
+
+
+def _misfit(error: ValidationError) -> str:
+    if error.error_count() > _MOST_FLAWS:
+        return f"the answer is no {error.title}"
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"the answer is no {error.title}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 #: What a start's webhooks look like in its URL: base64, and longer than any id.
 _ENCODED: Final = re.compile(r"[A-Za-z0-9+/=_%-]{80,}")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.apify_client import Apify, ApifyAccess
-from app.apify_transport import LARGEST_ANSWER
+from app.apify_transport import LARGEST_ANSWER, MOST_VALUES
 from app.model import BatchState
 from app.policy.harvest import Batch, Found, LookFailed, StartLost, StartPostponed
 from app.sandbox.apify import TOKEN, ApifySandbox
@@ -74,10 +74,11 @@ async def asking(api_url: str, timeout_seconds: float = 10.0) -> AsyncIterator[A
     ("body", "headers", "cause"),
     [
         (b" " * (LARGEST_ANSWER + 1), {"Content-Type": "application/json"}, "an answer of more than 16 MiB"),
+        (b"[%s]" % (b"{}," * MOST_VALUES + b",{}"), {"Content-Type": "application/json"}, "more than 100,000 values"),
         (gzip.compress(b" " * 1_000), {"Content-Type": "text/plain", "Content-Encoding": "gzip"}, "that is packed"),
         (b"x", {"Content-Type": "text/plain", "Content-Encoding": "br, gzip"}, "that is packed"),
     ],
-    ids=["too long", "gzip", "twice"],
+    ids=["too long", "too many", "gzip", "twice"],
 )
 async def test_an_answer_that_apify_does_not_give_is_not_read_and_tells_nothing(
     status: int, body: bytes, headers: dict[str, str], cause: str
@@ -92,6 +93,20 @@ async def test_an_answer_that_apify_does_not_give_is_not_read_and_tells_nothing(
     for told in (started, *looks):
         assert isinstance(told, StartLost | LookFailed)
         assert cause in told.cause
+
+
+async def test_an_answer_that_is_not_what_was_asked_for_is_told_in_brief() -> None:
+    """And without what it says, which nobody has made readable, and which takes long to write out."""
+    async with ApifyServer() as server, asking(server.url) as apify:
+        server.faults.add(answer(200, b'{"data": {"id": "said"}}', {"Content-Type": "application/json"}))
+        one = await apify.follow("x", AT)
+        many = b'{"data": {"items": [%s{}]}}' % (b"{}," * 1_000)
+        server.faults.add(answer(200, many, {"Content-Type": "application/json"}))
+        other = await apify.find(BATCH, "{}", (), AT)
+    assert isinstance(one, LookFailed)
+    assert one.cause.endswith("the answer is no RunResponse: data.actId: Field required")
+    assert isinstance(other, LookFailed)
+    assert other.cause.endswith("the answer is no ListOfRunsResponse")
 
 
 async def test_a_charset_unpacks_nothing() -> None:
