@@ -26,6 +26,7 @@ class _Job:
     answer: asyncio.Future[object]
     loop: asyncio.AbstractEventLoop
     is_taken: bool = False
+    is_over: bool = False
     is_written_off: bool = False
 
 
@@ -58,7 +59,7 @@ class TableThreads:
         try:
             return await answer  # type: ignore[return-value]  # the future holds what `call` returns
         except asyncio.CancelledError:
-            if job.is_taken:
+            if job.is_taken and not job.is_over:
                 job.is_written_off = True
                 self._threads -= 1
             raise
@@ -81,6 +82,7 @@ class TableThreads:
         table.api.session.close()
 
     def _finish(self, job: _Job, result: object, error: Exception | None) -> None:
+        job.is_over = True
         if job.is_written_off:
             self._jobs.put(None)  # this thread or another ends: there is one too many
             return

@@ -19,6 +19,16 @@ def open_table() -> Table:
     return Api("pat", retry_strategy=None, endpoint_url="http://127.0.0.1:9").table("app", "tbl")
 
 
+def airtable_threads() -> set[threading.Thread]:
+    return {one for one in threading.enumerate() if one.name.startswith("airtable-")}
+
+
+async def all_end(threads: set[threading.Thread]) -> None:
+    for one in threads:
+        await asyncio.to_thread(one.join, 10)
+        assert not one.is_alive()
+
+
 async def test_what_was_given_up_while_all_threads_were_busy_is_never_sent() -> None:
     threads = TableThreads(open_table)
     gate = threading.Event()
@@ -37,6 +47,7 @@ async def test_what_was_given_up_while_all_threads_were_busy_is_never_sent() -> 
 
 async def test_threads_that_are_kept_busy_after_they_were_given_up_stand_in_nobodys_way() -> None:
     """As a peer does that sends forever what never becomes an answer."""
+    others = set(threading.enumerate())  # of tests before, whose calls may still hang
     threads = TableThreads(open_table)
     gate = threading.Event()
     begun = threading.Semaphore(0)
@@ -53,13 +64,38 @@ async def test_threads_that_are_kept_busy_after_they_were_given_up_stand_in_nobo
             call.cancel()
         await asyncio.gather(*kept, return_exceptions=True)
     assert await asyncio.wait_for(threads.run(lambda _table: "answered"), 10) == "answered"
-    busy = [one for one in threading.enumerate() if one.name.startswith("airtable-")]
+    busy = airtable_threads() - others
+    assert len(busy) == 3 * TableThreads.MOST + 1
     gate.set()
     assert await threads.run(lambda _table: "answered again") == "answered again"
     threads.close()
-    for one in busy:
-        await asyncio.to_thread(one.join, 10)
-        assert not one.is_alive()
+    await all_end(busy)
+
+
+async def test_who_gives_up_what_is_just_over_writes_off_no_thread() -> None:
+    others = set(threading.enumerate())
+    threads = TableThreads(open_table)
+    gate = threading.Event()
+    goes_on = threading.Event()
+    begun = threading.Semaphore(0)
+
+    def wait_at_gate(_table: Table) -> None:
+        begun.release()
+        gate.wait(30)
+
+    calls = [asyncio.create_task(threads.run(wait_at_gate)) for _ in range(TableThreads.MOST)]
+    for _ in calls:
+        assert await asyncio.to_thread(begun.acquire, timeout=10)
+    after = asyncio.create_task(threads.run(lambda _table: goes_on.set()))
+    await asyncio.sleep(0)
+    gate.set()
+    assert goes_on.wait(10)  # one call is over, and the loop, kept waiting here, has not heard of it
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(after, *calls, return_exceptions=True)
+    busy = airtable_threads() - others
+    threads.close()
+    await all_end(busy)
 
 
 async def test_a_thread_is_used_again_and_keeps_its_table() -> None:
