@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from app.apify import BATCH_PARAMETER, RUN_PARAMETER
 from app.apify_transport import BoundedClient, NotApifys, Redirected
-from app.clock import iso, parse_http_date, parse_iso
+from app.clock import iso, parse_iso
 from app.fields import MAX_DECIMAL, MAX_INTEGER, readable
 from app.logs import REDACTED
 from app.policy.harvest import (
@@ -247,18 +247,18 @@ class AccountSeen:
 async def look_at_account(access: ApifyAccess, actor_id: str) -> AccountSeen:
     """Ask once who the token is, and once for the actor if it is named. Never raises for what the other side does."""
     apify = Apify(access)
-    dated = _DatedClient(timeout_seconds=access.timeout_seconds, retries=0)
-    client = _client(access, dated)
+    bounded = BoundedClient(timeout_seconds=access.timeout_seconds, retries=0)
+    client = _client(access, bounded)
     try:
         user = await client.user().get()
         if user is None:
-            return AccountSeen(token_trouble="Apify knows no user of this token", date=dated.date)  # noqa: S106 - a text
+            return AccountSeen(token_trouble="Apify knows no user of this token", date=bounded.first_date)  # noqa: S106 - a text
         actor_trouble = await _actor_trouble(client, actor_id, apify) if actor_id else None
-        return AccountSeen(user=user.username, actor_trouble=actor_trouble, date=dated.date)
+        return AccountSeen(user=user.username, actor_trouble=actor_trouble, date=bounded.first_date)
     except Exception as error:  # noqa: BLE001 - whatever it is, a person is to read it
-        return AccountSeen(token_trouble=apify.told(error), date=dated.date)
+        return AccountSeen(token_trouble=apify.told(error), date=bounded.first_date)
     finally:
-        await dated.aclose()
+        await bounded.aclose()
         await apify.close()
 
 
@@ -268,28 +268,6 @@ async def _actor_trouble(client: ApifyClientAsync, actor_id: str, apify: Apify) 
     except Exception as error:  # noqa: BLE001 - as above
         return apify.told(error)
     return None if found is not None else f"Apify knows no actor {actor_id!r} that this token may see"
-
-
-class _DatedClient(BoundedClient):
-    """Keeps the `Date` of the first answer."""
-
-    date: datetime | None = None
-
-    async def send_request(
-        self,
-        *,
-        method: str,
-        url: str,
-        headers: dict[str, str],
-        content: bytes | AsyncIterator[bytes] | None,
-        timeout: float | None,  # noqa: ASYNC109 - apify-client's own signature
-        stream: bool,
-    ) -> httpx2.Response:
-        answer = await super().send_request(
-            method=method, url=url, headers=headers, content=content, timeout=timeout, stream=stream
-        )
-        self.date = self.date or parse_http_date(answer.headers.get("Date"))
-        return answer
 
 
 _MOST_CAUSE: Final = 300

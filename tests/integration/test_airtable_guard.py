@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from app.logs import REDACTED
 from app.policy.asking import Identified
 from app.policy.delivery import Denied, Refused, Unknown
 from app.sandbox.faults import Fault, Reply, odd_body
+from tests.support.dripping import dripping
 from tests.support.harness import AIRTABLE_KEY, Harness, table_columns
 from tests.support.watching import rows, until
 
@@ -221,22 +221,8 @@ async def test_an_answer_without_end_is_not_read_to_it(house: Harness, monkeypat
 
 async def test_a_caller_that_has_given_up_hangs_up_on_an_answer_that_drips(house: Harness) -> None:
     """Its thread is one of few, and would be lost to it for as long as the other side liked."""
-    hung_up = asyncio.Event()
-
-    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            while not writer.is_closing():
-                writer.write(b" ")
-                await writer.drain()
-                await asyncio.sleep(0.02)
-        hung_up.set()
-
-    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
-        host, port = server.sockets[0].getsockname()
-        one = dataclasses.replace(
-            access(house.airtable_server), endpoint_url=f"http://{host}:{port}", timeout_seconds=0.2
-        )
+    async with dripping() as (url, hung_up):
+        one = dataclasses.replace(access(house.airtable_server), endpoint_url=url, timeout_seconds=0.2)
         airtable = Airtable(one, house.settings.registry())
         assert isinstance(await airtable.peek(), Unknown)
         await asyncio.wait_for(hung_up.wait(), 20)

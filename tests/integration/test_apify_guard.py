@@ -20,6 +20,7 @@ from app.sandbox.apify_account import HARVESTER, RunRequest
 from app.sandbox.apify_runs import RunOptions
 from app.sandbox.apify_server import ApifyServer
 from app.sandbox.faults import Fault, Reply
+from tests.support.dripping import dripping
 from tests.support.harvesting import RUN, Harvesting, harvesting
 
 if TYPE_CHECKING:
@@ -116,27 +117,14 @@ async def test_a_charset_unpacks_nothing() -> None:
 
 
 async def test_an_answer_that_drips_is_hung_up_on() -> None:
-    hung_up = asyncio.Event()
-
-    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            while not writer.is_closing():
-                writer.write(b" ")
-                await writer.drain()
-                await asyncio.sleep(0.02)
-        hung_up.set()
-
-    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
-        host, port = server.sockets[0].getsockname()
-        async with asking(f"http://{host}:{port}", timeout_seconds=0.2) as apify, asyncio.timeout(20):
-            told = await apify.follow("x", AT)
-            assert isinstance(told, LookFailed)
-            assert "more than 0.4 s" in told.cause
-            await hung_up.wait()
-            hung_up.clear()
-            assert isinstance(await apify.start(BATCH, "{}"), StartLost)
-            await hung_up.wait()
+    async with dripping() as (url, hung_up), asking(url, timeout_seconds=0.2) as apify, asyncio.timeout(20):
+        told = await apify.follow("x", AT)
+        assert isinstance(told, LookFailed)
+        assert "more than 0.4 s" in told.cause
+        await hung_up.wait()
+        hung_up.clear()
+        assert isinstance(await apify.start(BATCH, "{}"), StartLost)
+        await hung_up.wait()
 
 
 # Elsewhere, and strangers ---------------------------------------------------------------------------------------
