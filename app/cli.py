@@ -8,6 +8,7 @@ Exit codes: 0 all well, 1 a problem was found or hit, 2 wrong usage or configura
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import sys
@@ -127,6 +128,7 @@ def serve(
 
     Needs [airtable] base_id and AIRTABLE_API_KEY; with --sandbox it needs nothing.
     """
+    gc.disable()  # `process` turns it on again when all is loaded: looking through that for garbage takes a tenth of it
     from app import process  # noqa: PLC0415  # only serve and demo need the clients, which take a second to import
 
     settings, secrets = load_settings(config), Secrets.from_environment()

@@ -9,18 +9,17 @@ import secrets as randomness
 import socket
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from aiohttp import web
 
 from app.airtable import Airtable, AirtableAccess
-from app.apify_client import Apify, ApifyAccess
 from app.clock import Clock, SystemClock
-from app.config import check_destination, check_exposure, is_loopback_url
+from app.config import check_destination, check_exposure
 from app.consistency import CheckRules, ConsistencyCheck
 from app.errors import ConfigError
-from app.harvest import HarvestLoop
 from app.intake import Intake
 from app.logs import get_logger
 from app.lookups import LookupLoop
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from app.config import Secrets, Settings
+    from app.harvest import HarvestLoop
     from app.store.protocol import Store
     from app.store.views import CheckReport
 
@@ -186,10 +186,11 @@ async def running(settings: Settings, secrets: Secrets, sources: Sources | None 
         if sources.watch_schema:
             await stack.enter_async_context(_watching(schema, service))
         if secrets.apify_token:
-            apify = Apify(_apify_access(settings, secrets, service.url))
-            stack.push_async_callback(apify.close)
-            service.harvest = _harvest_loop(settings, sources, service, apify)
-            await service.harvest.recover()
+            await asyncio.to_thread(import_module, "app.harvesting")  # it takes a while, and delivering goes on
+            from app.harvesting import harvest_loop  # noqa: PLC0415
+
+            harvest = harvest_loop(settings, secrets, service.url, store, sources.clock, on_work=service.wake)
+            service.harvest = await stack.enter_async_context(harvest)
             await stack.enter_async_context(_looping(service.harvest, service))
         else:
             log.warning("harvest.off", reason="APIFY_TOKEN is not set: batches wait until it is")
@@ -233,19 +234,6 @@ def _airtable_access(settings: Settings, secrets: Secrets) -> AirtableAccess:
         base_id=settings.airtable.base_id,
         table=settings.airtable.table,
         timeout_seconds=settings.airtable.timeout_seconds,
-    )
-
-
-def _apify_access(settings: Settings, secrets: Secrets, own_url: str) -> ApifyAccess:
-    """Apify reaches us at `public_url`; a sandbox on this machine, where we listen."""
-    public_url = settings.server.public_url or (own_url if is_loopback_url(settings.apify.api_url) else "")
-    if not public_url:
-        log.warning("harvest.no_webhooks", reason="[server] public_url is not set: ends of runs are found by polling")
-    return ApifyAccess(
-        token=secrets.apify_token,
-        api_url=settings.apify.api_url,
-        public_url=public_url,
-        webhook_secret=secrets.webhook_secrets[0] if secrets.webhook_secrets else "",
     )
 
 
@@ -315,16 +303,6 @@ async def check_once(settings: Settings, secrets: Secrets, store: Store, *, repa
         sync.stop()
         await asyncio.wait([delivering, checking])
         airtable.close()
-
-
-def _harvest_loop(settings: Settings, sources: Sources, service: Service, apify: Apify) -> HarvestLoop:
-    return HarvestLoop(
-        service.store,
-        apify,
-        sources.clock,
-        shutdown_seconds=settings.sync.shutdown_seconds,
-        on_work=service.wake,
-    )
 
 
 def _bind(settings: Settings) -> socket.socket:
