@@ -301,8 +301,9 @@ class SyncLoop:
         answered_at = self._clock.monotonic()
         self._window.answered(departure, answered_at, soundly=isinstance(answer, Written))
         at = self._clock.now()
-        settlement = settle(claim, answer, at=at, rules=self._rules.retry, random=self._random)
-        self._note(answer)
+        sound = self._health.is_sound
+        settlement = settle(claim, answer, base_was_sound=sound, at=at, rules=self._rules.retry, random=self._random)
+        self._note(answer, alone=claim.runs[0].run_id if len(claim.runs) == 1 else None)
         self._log(claim, settlement, answer, answered_at - departure.left_at)
         method = MessageKind.CREATE if claim.creating else MessageKind.UPDATE
         self._meters.called(method.value, settlement.status, answered_at - departure.left_at)
@@ -348,9 +349,9 @@ class SyncLoop:
         )
         question.tell(answer)
 
-    def _note(self, answer: Answer | AskedAnswer) -> None:
+    def _note(self, answer: Answer | AskedAnswer, *, alone: str | None = None) -> None:
         before = self._health.trouble
-        rest = self._health.rest_after(answer, self._rules.pauses, self._rules.retry)
+        rest = self._health.rest_after(answer, self._rules.pauses, self._rules.retry, alone=alone)
         if rest > 0.0:
             self._window.rest(self._clock.monotonic(), rest)
         if self._health.trouble and self._health.trouble != before:

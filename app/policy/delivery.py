@@ -183,8 +183,16 @@ def settled_call(call_id: int, answer: Answer | AskedAnswer, runs: tuple[RunSett
     return Settlement(call_id, outcome, answer.status, error, runs)
 
 
-def settle(claim: Claim, answer: Answer, *, at: datetime, rules: RetryRules, random: random.Random) -> Settlement:
-    """What `answer` means for each run of `claim`."""
+def settle(
+    claim: Claim,
+    answer: Answer,
+    *,
+    at: datetime,
+    rules: RetryRules,
+    random: random.Random,
+    base_was_sound: bool = False,
+) -> Settlement:
+    """What `answer` means for each run of `claim`; `base_was_sound` says so of the base's last answer before it."""
     runs: list[RunSettlement]
     match answer:
         case Written():
@@ -194,7 +202,8 @@ def settle(claim: Claim, answer: Answer, *, at: datetime, rules: RetryRules, ran
         case RateLimited() | QuotaExhausted() | Denied():
             runs = [_not_tried(run, at) for run in claim.runs]
         case Unknown():
-            runs = [_unknown(run, answer, at, rules, random) for run in claim.runs]
+            told_apart = base_was_sound and len(claim.runs) == 1
+            runs = [_unknown(run, answer, at, rules, random, told_apart=told_apart) for run in claim.runs]
     return settled_call(claim.call_id, answer, tuple(runs))
 
 
@@ -252,8 +261,19 @@ def _not_tried(run: ClaimedRun, at: datetime) -> RunSettlement:
     return RunSettlement(run.run_id, at, give_back=True, failures=run.failures, share=run.share)
 
 
-def _unknown(run: ClaimedRun, answer: Unknown, at: datetime, rules: RetryRules, random: random.Random) -> RunSettlement:
-    """Go on later. What Airtable itself did not get done counts; an outage does not, or a long one would kill all."""
+def _unknown(
+    run: ClaimedRun,
+    answer: Unknown,
+    at: datetime,
+    rules: RetryRules,
+    random: random.Random,
+    *,
+    told_apart: bool = False,
+) -> RunSettlement:
+    """Go on later. What Airtable itself did not get done counts; an outage does not, or a long one would kill all.
+
+    A stranger's no is an outage until it is said to this run alone (`told_apart`) and not to what went before it.
+    """
     failures = run.failures + 1
     wait = rules.backoff(failures, random)
     if answer.retry_after is not None:
@@ -262,15 +282,14 @@ def _unknown(run: ClaimedRun, answer: Unknown, at: datetime, rules: RetryRules, 
     # cannot hold up its neighbours.
     poisoned = failures > 1 and (answer.status == HTTPStatus.INTERNAL_SERVER_ERROR or answer.is_strangers)
     share = max((one for one in SHARES if one < run.share), default=1) if poisoned else run.share
-    if answer.is_outage:
+    if answer.is_outage and not (answer.is_strangers and told_apart):
         return RunSettlement(run.run_id, at + wait, give_back=True, failures=failures, share=share)
     worn_out = tuple(message.id for message in run.messages if message.attempts >= rules.max_attempts)
     dead = None
     if worn_out:
         tries = max(message.attempts for message in run.messages)
-        dead = SetAside(
-            ErrorKind.REJECTED, f"Given up after {tries} attempts: retry when Airtable answers", answer.cause, worn_out
-        )
+        mend = "mend what refuses it on its way, then retry" if answer.is_strangers else "retry when Airtable answers"
+        dead = SetAside(ErrorKind.REJECTED, f"Given up after {tries} attempts: {mend}", answer.cause, worn_out)
     return RunSettlement(run.run_id, at + wait, dead=dead, failures=failures, share=share)
 
 

@@ -23,7 +23,7 @@ _TIMED: Final = 32
 _TELLING: Final = 8
 #: Beyond the documented 30 s, because ours start when the refusal arrives and theirs when it leaves.
 _PAUSE_MARGIN_SECONDS: Final = 0.5
-#: Calls in a row without a sound answer, from different runs, before the whole base is given a rest.
+#: Calls in a row without a sound answer before the whole base is given a rest.
 _FAILURES_BEFORE_REST: Final = 3
 _LONGEST_REST_SECONDS: Final = 60.0
 
@@ -100,9 +100,25 @@ class BaseHealth:
 
     failures: int = 0
     trouble: str | None = None
+    _failed_alone: str | None = None
 
-    def rest_after(self, answer: Answer | AskedAnswer, pauses: PauseRules, rules: RetryRules) -> float:
-        """Seconds for which nothing should be sent to this base after `answer`."""
+    @property
+    def is_sound(self) -> bool:
+        """Whether the last answer was a sound one."""
+        return self.failures == 0
+
+    def rest_after(
+        self, answer: Answer | AskedAnswer, pauses: PauseRules, rules: RetryRules, *, alone: str | None = None
+    ) -> float:
+        """Seconds for which nothing should be sent to this base after `answer`.
+
+        `alone` is the run that the request was for, if it was for one: what a stranger says to it again and again may
+        be said to it alone. It waits by itself, and no other run for it.
+        """
+        again = (
+            isinstance(answer, Unknown) and answer.is_strangers and alone is not None and alone == self._failed_alone
+        )
+        self._failed_alone = alone if isinstance(answer, Unknown) else None
         match answer:
             case Written() | Refused() | Listed() | Described():
                 self.failures, self.trouble = 0, None
@@ -122,7 +138,8 @@ class BaseHealth:
                 if self.failures < _FAILURES_BEFORE_REST:
                     return asked
                 self.trouble = f"Airtable has not answered soundly {self.failures} times in a row: {cause}"
-                return max(asked, self._growing(self.failures - _FAILURES_BEFORE_REST + 1, rules))
+                own = 0.0 if again else self._growing(self.failures - _FAILURES_BEFORE_REST + 1, rules)
+                return max(asked, own)
 
     def _growing(self, failures: int, rules: RetryRules) -> float:
         return min(rules.backoff_base_seconds * 2.0 ** min(failures - 1, 62), _LONGEST_REST_SECONDS)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.sandbox.faults import odd_body
+from tests.support.harness import QuickClock, harness
 from tests.support.watching import calls, rows, until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from app.model import Json
     from tests.support.harness import Harness
 
@@ -206,3 +209,25 @@ async def test_what_a_stranger_on_the_way_lets_not_pass_delays_nobody_and_dies_o
         house.airtable_server.faults.clear()
         await house.synced()
     assert sorted(house.records()) == sorted(run_ids)
+
+
+async def test_what_a_stranger_refuses_to_one_run_alone_is_set_aside_and_holds_up_no_other(tmp_path: Path) -> None:
+    async with harness(tmp_path, clock=QuickClock(5), sync={"max_attempts": 5}) as house:
+        offended = odd_body(b"<html>This has been reported.</html>", status=403, applied=False)
+        house.airtable_server.faults.add(offended, times=None, where=lambda request: b"DROP TABLE" in request.body)
+        told = "SELECT e.kind, e.run_id, e.cause FROM errors AS e JOIN outbox AS m ON m.error_id = e.id"
+        async with house.running() as service:
+            bad = await house.kick_off("bad", client_name="DROP TABLE")
+            for number in range(200):
+                good = await house.kick_off(f"good-{number}")
+                await until(lambda good=good: good in house.records())  # type: ignore[misc]
+                if rows(house.store_path, told):
+                    break
+            ((kind, run_id, cause),) = rows(house.store_path, told)
+            await until(lambda: service.sync.trouble is None)
+            house.airtable_server.faults.clear()
+            assert (await house.call("POST", "/outbox/retry", {"kind": "rejected"})).status == 200
+            await house.synced()
+        assert (kind, run_id) == ("rejected", bad)
+        assert "This has been reported" in str(cause)
+        assert bad in house.records()

@@ -50,6 +50,10 @@ LOST: Final = requests.ConnectionError("cut off")
 LATE: Final = requests.ReadTimeout("too late")
 
 
+#: What Airtable never says in such a shape.
+STRANGERS: Final = 408
+
+
 class World:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
@@ -154,8 +158,11 @@ class World:
             ending = answer if spoil is None else spoil(answer) if flight.is_write else LOST
         assert isinstance(ending, WireResponse | requests.RequestException)
         sending = self._messages(flight)
+        told_apart = self.house.sync._health.is_sound and len(flight.runs) == 1
         self.house.end(flight, ending)
-        self._judge_settled(flight, sending, ending, named=how != "others", first_named=how != "fewer")
+        self._judge_settled(
+            flight, sending, ending, named=how != "others", first_named=how != "fewer", told_apart=told_apart
+        )
         if isinstance(ending, requests.ReadTimeout) and not applied and flight.is_write:
             self.late.append(flight)
         if isinstance(ending, WireResponse) and ending.status == 429 and b"BILLING" not in ending.body:
@@ -179,12 +186,18 @@ class World:
         *,
         named: bool,
         first_named: bool,
+        told_apart: bool,
     ) -> None:
-        """A 2xx delivers whom it names; a refusal of all or an outage gives the attempt back; the rest costs it."""
+        """A 2xx delivers whom it names; a refusal of all or an outage gives the attempt back; the rest costs it.
+
+        A stranger's no costs it where it is said to one run alone.
+        """
         status = ending.status if isinstance(ending, WireResponse) and ending.body != b"<html>" else None
         for message_id, (run_id, _, attempts) in before.items():
             ((state, after),) = self.house.rows("SELECT state, attempts FROM outbox WHERE id = ?", message_id)
-            if status in {None, 401, 403, 408, 429, 502, 503, 504}:
+            if status == STRANGERS and told_apart:
+                assert (state, after) == ("dead" if attempts >= SYNC.max_attempts else "pending", attempts)
+            elif status in {None, 401, 403, STRANGERS, 429, 502, 503, 504}:
                 assert (state, after) == ("pending", attempts - 1)
             elif status in {404, 422}:
                 assert state == "dead" or (state, after) == ("pending", attempts - 1)

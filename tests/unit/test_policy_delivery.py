@@ -234,6 +234,23 @@ def test_a_run_that_gets_500_or_a_strangers_no_twice_goes_with_fewer_and_recover
     assert decide(Written({"run-0": "rec"}), run(0, failures=9, share=1)).runs[0].share == 10
 
 
+@pytest.mark.parametrize(("base_was_sound", "runs", "counts"), [(True, 1, True), (False, 1, False), (True, 2, False)])
+def test_a_strangers_no_costs_an_attempt_only_where_it_is_said_to_one_run_alone(
+    base_was_sound: bool, runs: int, counts: bool
+) -> None:
+    worn = [run(number, Waiting(number, ("status",), 5), share=1) for number in range(runs)]
+    settled = settle(
+        Claim(7, False, tuple(worn)),
+        Unknown("<html>", 403),
+        at=AT,
+        rules=RULES,
+        random=random.Random(1),  # noqa: S311
+        base_was_sound=base_was_sound,
+    ).runs[0]
+    assert settled.give_back is not counts
+    assert (settled.dead is not None) is counts
+
+
 @pytest.mark.parametrize(
     ("answer", "outcome", "status"),
     [

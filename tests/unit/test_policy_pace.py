@@ -138,6 +138,17 @@ def test_one_lost_answer_rests_nobody_and_several_rest_the_base() -> None:
     assert "5 times in a row: timeout" in str(health.trouble)
 
 
+def test_what_a_stranger_says_to_one_run_again_and_again_rests_nobody_else_and_is_told() -> None:
+    health = BaseHealth()
+    rests = [health.rest_after(Unknown("<html>", 403), PAUSES, RULES, alone="bad") for _ in range(5)]
+    assert rests == [0.0] * 5
+    assert "5 times in a row: <html>" in str(health.trouble)
+    assert not health.is_sound
+    assert health.rest_after(Unknown("<html>", 403), PAUSES, RULES, alone="another") > 0.0
+    assert health.rest_after(Unknown("timeout"), PAUSES, RULES, alone="another") > 0.0
+    assert health.rest_after(Unknown("timeout"), PAUSES, RULES, alone="another") > 0.0  # that is said to nobody alone
+
+
 @pytest.mark.parametrize("sound", [Written({}), Refused(422, "no")])
 def test_a_sound_answer_ends_the_trouble(sound: Answer) -> None:
     health = BaseHealth()
