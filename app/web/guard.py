@@ -97,8 +97,10 @@ def _is_of_this_machine(origin: str | None) -> bool:
         return False
 
 
-async def read_body(request: web.Request) -> bytes:
-    """The whole body. Who waits to be asked for it (RFC 9110, 10.1.1) is asked when nothing else is against it.
+async def read_body(request: web.Request, most: int | None = None) -> bytes:
+    """The whole body; of `most` bytes at the most, and of a length that is said beforehand, where that is given.
+
+    Who waits to be asked for it (RFC 9110, 10.1.1) is asked when nothing else is against it.
 
     Raises:
         UnsupportedEncoding: it is packed.
@@ -110,9 +112,13 @@ async def read_body(request: web.Request) -> bytes:
     if encoding.lower() != "identity":
         raise UnsupportedEncoding("send the body as it is, without Content-Encoding")
     edge = request.app[EDGE]
-    length = request.content_length if request.content_length is not None else request.client_max_size
-    if length > request.client_max_size:
-        raise web.HTTPRequestEntityTooLarge(request.client_max_size, length)
+    length = request.content_length
+    if length is None and most is not None:
+        raise Malformed("say how long the body is: send Content-Length")
+    limit = request.client_max_size if most is None else min(most, request.client_max_size)
+    length = limit if length is None else length
+    if length > limit:
+        raise web.HTTPRequestEntityTooLarge(limit, length)
     edge.hold(request, length)
     seconds = edge.limits.body_seconds
     try:

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 ROWS: Final = 50
+#: Bytes, most of them for a note. Who sends a form is not known yet, and what is held for him is taken from others.
+LONGEST_FORM: Final = 32 << 10
 
 
 async def read_form(request: web.Request) -> dict[str, str]:
     """The fields of a form, each once (the last)."""
     if request.content_type != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("A form of this page is sent as application/x-www-form-urlencoded.")
-    body = await read_body(request)
+    body = await read_body(request, LONGEST_FORM)
     try:
         return dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=20, errors="strict"))
     except ValueError:

@@ -232,6 +232,23 @@ async def test_more_bodies_than_may_wait_are_503_with_the_time_to_come_again(tmp
             assert (await house.call("POST", "/runs", body.ljust(2_001))).status == 413
 
 
+@pytest.mark.parametrize(
+    ("length", "status"), [(b"Content-Length: 1048576", 413), (b"Transfer-Encoding: chunked", 400)]
+)
+async def test_a_form_that_a_stranger_begins_takes_no_room_from_the_bodies_of_callers(
+    tmp_path: Path, length: bytes, status: int
+) -> None:
+    form = raw_request(
+        b"POST", b"/page/sign-in", content_type="application/x-www-form-urlencoded", origin="http://localhost"
+    )
+    async with limited(tmp_path, EdgeLimits(waiting_bytes=5 << 20)) as house, connections(house, 6) as strangers:
+        for reader, writer in strangers:
+            writer.write(form.replace(b"Content-Length: 0", length))
+            head, _ = await next_answer(reader)
+            assert head[0].split()[1] == str(status)
+        assert (await house.call("POST", "/runs", GUY.ljust(1 << 20))).status == 201
+
+
 async def test_a_body_without_end_is_refused_and_its_connection_ended(tmp_path: Path) -> None:
     async with (
         limited(tmp_path, EdgeLimits(lingering_seconds=0.1), max_body_bytes=100_000) as house,
