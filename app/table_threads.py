@@ -43,17 +43,15 @@ class TableThreads:
         self._open_table = open_table
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = 0
+        #: Threads without a call; below zero, calls that wait for one.
         self._idle = 0
 
     async def run(self, call: Callable[[Table], T]) -> T:
         """`call`'s result, from one of the threads. Cancelling leaves the call and its thread to end by themselves."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[object] = loop.create_future()
-        if self._idle == 0 and self._threads < self.MOST:
-            self._threads += 1
-            threading.Thread(target=self._work, name=f"airtable-{self._threads}", daemon=True).start()
-        else:
-            self._idle -= 1
+        self._idle -= 1
+        self._staff()
         job = _Job(call, answer, loop)
         self._jobs.put(job)
         try:
@@ -62,7 +60,15 @@ class TableThreads:
             if job.is_taken and not job.is_over:
                 job.is_written_off = True
                 self._threads -= 1
+                self._staff()
             raise
+
+    def _staff(self) -> None:
+        """A thread more, where a call waits for one."""
+        if self._idle < 0 and self._threads < self.MOST:
+            self._idle += 1
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"airtable-{self._threads}", daemon=True).start()
 
     def _work(self) -> None:
         table = self._open_table()

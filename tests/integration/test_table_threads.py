@@ -98,6 +98,42 @@ async def test_who_gives_up_what_is_just_over_writes_off_no_thread() -> None:
     await all_end(busy)
 
 
+async def test_what_waits_gets_a_thread_in_the_place_of_one_that_was_given_up() -> None:
+    threads = TableThreads(open_table)
+    gate = threading.Event()
+    busy = [asyncio.create_task(threads.run(lambda _table: gate.wait(30))) for _ in range(TableThreads.MOST)]
+    waiting = asyncio.create_task(threads.run(lambda _table: "answered"))
+    await asyncio.sleep(0)
+    busy[0].cancel()
+    assert await asyncio.wait_for(waiting, 10) == "answered"
+    gate.set()
+    await asyncio.gather(*busy, return_exceptions=True)
+    threads.close()
+
+
+async def test_no_threads_are_lost_to_calls_that_were_given_up_with_others_waiting() -> None:
+    others = set(threading.enumerate())
+    threads = TableThreads(open_table)
+    gate = threading.Event()
+    begun = threading.Semaphore(0)
+
+    def hang(_table: Table) -> None:
+        begun.release()
+        gate.wait(30)
+
+    calls = [asyncio.create_task(threads.run(hang)) for _ in range(TableThreads.MOST + 5)]
+    for _ in range(TableThreads.MOST):
+        assert await asyncio.to_thread(begun.acquire, timeout=10)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert await asyncio.wait_for(threads.run(lambda _table: "answered"), 10) == "answered"
+    busy = airtable_threads() - others
+    gate.set()
+    threads.close()
+    await all_end(busy)
+
+
 async def test_a_thread_is_used_again_and_keeps_its_table() -> None:
     threads = TableThreads(open_table)
     tables = [await threads.run(id) for _ in range(5)]
