@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import requests
 from pyairtable import Api
@@ -22,6 +21,7 @@ from app.airtable_codec import (
     decode_written,
     records_of,
 )
+from app.airtable_transport import LineAdapter
 from app.clock import iso
 from app.fields import RUN_ID
 from app.logs import Redaction
@@ -30,11 +30,10 @@ from app.policy.delivery import Unknown
 from app.table_threads import TableThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from pyairtable import Table
-    from urllib3 import HTTPResponse
 
     from app.fields import Registry
     from app.model import Json
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
 
 #: Airtable lists at most a hundred records a page (a documented limit).
 RECORDS_PER_PAGE: Final = 100
-#: Bytes, unpacked. A page on which all three log columns are full of three-byte characters has 86 MiB: a cell holds
-#: 100,000 of them (a documented limit).
-LARGEST_ANSWER: Final = 128 << 20
 
 
 class Destination(Protocol):
@@ -71,43 +67,14 @@ class AirtableAccess:
         seconds = max(1, round(self.timeout_seconds))
         api = Api(self.api_key, timeout=(seconds, seconds), retry_strategy=None, endpoint_url=self.endpoint_url)
         api.session.auth = _Bearer(self.api_key)
-        api.session.hooks["response"] += [self._bound, _refuse_no_yes]
+        api.session.hooks["response"].append(_refuse_no_yes)
+        for scheme in ("https://", "http://"):
+            api.session.mount(scheme, LineAdapter())
         return api.table(self.base_id, self.table)
 
     @property
     def total_seconds(self) -> float:
         return 2 * self.timeout_seconds
-
-    def _bound(self, response: requests.Response, *_args: object, **_kwargs: object) -> None:
-        """Called with the head of an answer, before any of its body is read."""
-        response.raw = _Bounded(response.raw, time.monotonic() + self.total_seconds)
-
-
-class _Bounded:
-    """A body that is not read any further than any of Airtable's can go: `requests` itself reads one to its end.
-
-    Nobody waits any more for what takes longer than the whole call may, and its thread is needed.
-    """
-
-    def __init__(self, raw: HTTPResponse, until: float) -> None:
-        self._raw = raw
-        self._until = until
-        self.close = raw.close
-        self.release_conn = raw.release_conn
-
-    def stream(self, amount: int, decode_content: bool | None = None) -> Iterator[bytes]:
-        size = 0
-        while piece := self._raw.read1(amount, decode_content):  # what is there, and not all of `amount`
-            size += len(piece)
-            if size > LARGEST_ANSWER:
-                self._give_up(f"an answer of more than {LARGEST_ANSWER >> 20} MiB")
-            if time.monotonic() > self._until:
-                self._give_up("an answer that took too long to its end")
-            yield piece
-
-    def _give_up(self, cause: str) -> NoReturn:
-        self._raw.close()
-        raise requests.RequestException(cause)
 
 
 class _Bearer(AuthBase):

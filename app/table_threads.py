@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
+
+from app.airtable_transport import Line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,7 @@ class _Job:
     call: Callable[[Table], object]
     answer: asyncio.Future[object]
     loop: asyncio.AbstractEventLoop
+    line: Line = field(default_factory=Line)
     is_taken: bool = False
     is_over: bool = False
     is_written_off: bool = False
@@ -33,8 +36,8 @@ class _Job:
 class TableThreads:
     """As many threads as are needed at once, up to `MOST`; what comes then waits for one.
 
-    A thread whose caller has given up gives its place to another, and ends after its call: nothing can cut short one
-    that the other side keeps busy, and as many of those would be the end of all calls.
+    Who gives a call up cuts its line, which ends it, and its thread gives its place to another: nothing can cut short
+    the look-up of a name or the way to its addresses, and as many of those would be the end of all calls.
     """
 
     MOST: Final = 32
@@ -47,7 +50,7 @@ class TableThreads:
         self._idle = 0
 
     async def run(self, call: Callable[[Table], T]) -> T:
-        """`call`'s result, from one of the threads. Cancelling leaves the call and its thread to end by themselves."""
+        """`call`'s result, from one of the threads. Once this is cancelled, `call` sends nothing more."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[object] = loop.create_future()
         self._idle -= 1
@@ -57,6 +60,7 @@ class TableThreads:
         try:
             return await answer  # type: ignore[return-value]  # the future holds what `call` returns
         except asyncio.CancelledError:
+            job.line.cut()
             if job.is_taken and not job.is_over:
                 job.is_written_off = True
                 self._threads -= 1
@@ -78,7 +82,8 @@ class TableThreads:
             error: Exception | None = None
             if not job.answer.done():  # who waited for a thread in vain has given up: a stale write must not go out
                 try:
-                    result = job.call(table)
+                    with job.line:
+                        result = job.call(table)
                 except Exception as raised:  # noqa: BLE001  # it belongs to whoever asked
                     error = raised
             try:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app import airtable as airtable_module
+from app import airtable_transport
 from app.airtable import Airtable, AirtableAccess
 from app.logs import REDACTED
 from app.policy.asking import Identified
 from app.policy.delivery import Denied, Refused, Unknown
 from app.sandbox.faults import Fault, Reply, odd_body
-from tests.support.dripping import dripping
 from tests.support.harness import AIRTABLE_KEY, Harness, table_columns
 from tests.support.watching import rows, until
 
@@ -201,12 +200,12 @@ async def test_what_stands_in_a_netrc_replaces_no_key(house: Harness, monkeypatc
     assert isinstance(answer, Identified)
 
 
-# Its size and time ----------------------------------------------------------------------------------------------
+# Its size -------------------------------------------------------------------------------------------------------
 
 
 async def test_an_answer_without_end_is_not_read_to_it(house: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in bytes nor in time, and the next one is read as ever."""
-    monkeypatch.setattr(airtable_module, "LARGEST_ANSWER", 1 << 20)
+    """And the next one is read as ever."""
+    monkeypatch.setattr(airtable_transport, "LARGEST_ANSWER", 1 << 20)
     larger = b'{"records": [' + b" " * (1 << 20) + b"]}"
     house.airtable_server.faults.add(odd_body(larger, applied=False))
     airtable = Airtable(
@@ -217,13 +216,3 @@ async def test_an_answer_without_end_is_not_read_to_it(house: Harness, monkeypat
     assert "more than 1 MiB" in answer.cause
     assert isinstance(await airtable.peek(), Denied)  # there is no such base
     airtable.close()
-
-
-async def test_a_caller_that_has_given_up_hangs_up_on_an_answer_that_drips(house: Harness) -> None:
-    """Its thread is one of few, and would be lost to it for as long as the other side liked."""
-    async with dripping() as (url, hung_up):
-        one = dataclasses.replace(access(house.airtable_server), endpoint_url=url, timeout_seconds=0.2)
-        airtable = Airtable(one, house.settings.registry())
-        assert isinstance(await airtable.peek(), Unknown)
-        await asyncio.wait_for(hung_up.wait(), 20)
-        airtable.close()

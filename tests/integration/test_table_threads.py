@@ -10,6 +10,7 @@ import pytest
 from pyairtable import Api
 
 from app.table_threads import TableThreads
+from tests.support.table_threads import airtable_threads, all_end
 
 if TYPE_CHECKING:
     from pyairtable import Table
@@ -17,16 +18,6 @@ if TYPE_CHECKING:
 
 def open_table() -> Table:
     return Api("pat", retry_strategy=None, endpoint_url="http://127.0.0.1:9").table("app", "tbl")
-
-
-def airtable_threads() -> set[threading.Thread]:
-    return {one for one in threading.enumerate() if one.name.startswith("airtable-")}
-
-
-async def all_end(threads: set[threading.Thread]) -> None:
-    for one in threads:
-        await asyncio.to_thread(one.join, 10)
-        assert not one.is_alive()
 
 
 async def test_what_was_given_up_while_all_threads_were_busy_is_never_sent() -> None:

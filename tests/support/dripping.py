@@ -1,22 +1,25 @@
-"""A server whose answer never ends: a space now and then, of a body that is far from whole."""
+"""A server whose answer never ends: now and then a byte, of a head or a body that is far from whole."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
+_UNFINISHED_BODY: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
+
+
 @contextlib.asynccontextmanager
-async def dripping() -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """Its address, and what is set whenever somebody hangs up on it."""
+async def dripping(head: bytes = _UNFINISHED_BODY) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """Its address, and what is set whenever somebody hangs up on it; `head` comes at once."""
     hung_up = asyncio.Event()
 
     async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+        writer.write(head)
         with contextlib.suppress(ConnectionError):
             while not writer.is_closing():
                 writer.write(b" ")
