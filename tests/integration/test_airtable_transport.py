@@ -15,6 +15,7 @@ import pytest
 from app.airtable import Airtable, AirtableAccess
 from app.airtable_transport import GivenUp, Line
 from app.policy.delivery import Unknown, Written
+from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.dripping import dripping
 from tests.support.harness import AIRTABLE_KEY
 from tests.support.partitioned import NOT_PERMITTED, TIMEOUTS
@@ -23,6 +24,7 @@ from tests.support.table_threads import airtable_threads, all_end
 from tests.support.writes import POSTS, write_posts
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
     from tests.support.harness import Harness
@@ -120,9 +122,24 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 )
 async def test_who_gives_up_an_answer_that_drips_hangs_up_on_it(quick_house: Harness, head: bytes) -> None:
     """It would keep a thread and a connection for as long as the other side liked."""
+    await assert_hung_up(quick_house, head)
+
+
+@needs_openssl
+async def test_who_gives_up_an_answer_over_tls_hangs_up_on_it(
+    quick_house: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, tls = make_certificate(quick_house.folder)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    await assert_hung_up(quick_house, HEAD, tls, timeout_seconds=0.5)  # the handshake takes its time
+
+
+async def assert_hung_up(
+    house: Harness, head: bytes, tls: ssl.SSLContext | None = None, *, timeout_seconds: float = 0.1
+) -> None:
     others = airtable_threads()
-    async with dripping(head) as (url, hung_up):
-        airtable = airtable_at(url, quick_house, 0.1)
+    async with dripping(head, tls) as (url, hung_up):
+        airtable = airtable_at(url, house, timeout_seconds)
         assert isinstance(await airtable.peek(), Unknown)
         threads = airtable_threads() - others
         assert threads

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import socket
-import ssl
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.harness import AIRTABLE_KEY, Harness
 from tests.support.watching import calls, rows, until
 
@@ -79,20 +77,10 @@ async def test_what_does_not_speak_tls_gets_nothing_and_the_right_address_gets_i
         await assert_it_arrived(house, run_id)
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    made = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    made += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(["openssl", "req", *made], check=True, capture_output=True)
-    return certificate, key
-
-
 @contextlib.asynccontextmanager
 async def tls_before(house: Harness, folder: Path) -> AsyncIterator[tuple[str, Path]]:
     """A server with a certificate that nobody has signed, in front of the sandbox; its URL and certificate."""
-    certificate, key = make_certificate(folder)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    certificate, context = make_certificate(folder)
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there = await asyncio.open_connection("127.0.0.1", house.airtable_server.port)
@@ -114,7 +102,7 @@ async def tls_before(house: Harness, folder: Path) -> AsyncIterator[tuple[str, P
         server.close()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make a certificate")
+@needs_openssl
 async def test_a_stranger_with_an_unknown_certificate_gets_nothing_until_it_is_trusted(
     house: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

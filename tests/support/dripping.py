@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
 
 
@@ -14,7 +15,9 @@ _UNFINISHED_BODY: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\
 
 
 @contextlib.asynccontextmanager
-async def dripping(head: bytes = _UNFINISHED_BODY) -> AsyncIterator[tuple[str, asyncio.Event]]:
+async def dripping(
+    head: bytes = _UNFINISHED_BODY, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """Its address, and what is set whenever somebody hangs up on it; `head` comes at once."""
     hung_up = asyncio.Event()
 
@@ -27,6 +30,6 @@ async def dripping(head: bytes = _UNFINISHED_BODY) -> AsyncIterator[tuple[str, a
                 await asyncio.sleep(0.02)
         hung_up.set()
 
-    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(drip, "127.0.0.1", 0, ssl=tls) as server:
         host, port = server.sockets[0].getsockname()
-        yield f"http://{host}:{port}", hung_up
+        yield f"{'http' if tls is None else 'https'}://{host}:{port}", hung_up
