@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import requests
 from pyairtable import Api
@@ -12,6 +12,7 @@ from pyairtable.formulas import CREATED_TIME, DATETIME_PARSE, EQ, IS_AFTER, OR, 
 from requests.auth import AuthBase
 
 from app.airtable_codec import (
+    RECORDS_PER_PAGE,
     Record,
     cause_of,
     decode_described,
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from app.model import Json
     from app.policy.asking import DescribeAnswer, Failure, IdentifyAnswer, ListAnswer
     from app.policy.delivery import Answer, Claim
-
-#: Airtable lists at most a hundred records a page (a documented limit).
-RECORDS_PER_PAGE: Final = 100
 
 
 class Destination(Protocol):

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.airtable_codec import decode_error_body, decode_failure, decode_written, records_of
+from app.airtable_codec import (
+    decode_described,
+    decode_error_body,
+    decode_failure,
+    decode_identity,
+    decode_listed,
+    decode_written,
+    records_of,
+)
 from app.config import Settings
 from app.logs import Redaction
 from app.model import ErrorKind, Json
@@ -28,6 +36,8 @@ from app.policy.delivery import (
 from tests.support.examples import examples
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.fields import Fold
     from app.policy.delivery import Answer
 
@@ -118,6 +128,42 @@ def test_a_yes_that_makes_no_sense_leaves_the_outcome_unknown(body: Json) -> Non
         assert isinstance(answer, Unknown)
         assert answer.status == 200
         assert "told-to-nobody" not in answer.cause  # what it says instead may be a secret of ours
+
+
+def column(**more: Json) -> Json:
+    return {"name": "x", "type": "y", **more}
+
+
+def table(*fields: Json) -> Json:
+    return {"id": "tblA", "name": "T", "fields": [*fields]}
+
+
+@pytest.mark.parametrize(
+    ("decode", "sound", "most"),
+    [
+        pytest.param(lambda many: decode_listed({"records": many}), {"id": REC}, 100, id="a page"),
+        pytest.param(lambda many: decode_written(UPDATE, {"records": many}, REGISTRY), {"id": REC}, 10, id="a write"),
+        pytest.param(lambda many: decode_described({"tables": many}, "T"), table(), 10_000, id="tables"),
+        pytest.param(lambda many: decode_described({"tables": [table(*many)]}, "T"), column(), 10_000, id="columns"),
+        pytest.param(
+            lambda many: decode_described({"tables": [table(column(options={"choices": many}))]}, "T"),
+            {"name": "x"},
+            10_000,
+            id="choices",
+        ),
+        pytest.param(lambda many: decode_identity({"body": {"id": "usr", "scopes": many}}), "x", 10_000, id="scopes"),
+    ],
+)
+def test_an_answer_is_read_to_its_first_flaw_and_no_further_than_any_of_airtables_goes(
+    decode: Callable[[list[Json]], object], sound: Json, most: int
+) -> None:
+    assert not isinstance(decode([sound] * most), Unknown)
+    too_many = decode([sound] * (most + 1))
+    assert isinstance(too_many, Unknown)
+    assert f"at most {most} items" in too_many.cause
+    flawed = decode([None] * (most + 1))
+    assert isinstance(flawed, Unknown)
+    assert "at most" not in flawed.cause  # that would have been found out only after all the flaws before it
 
 
 # Answers that say no
