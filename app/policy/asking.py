@@ -77,11 +77,12 @@ class Paging:
         self._offsets: set[str] = set()
 
     def checked(self, page: ListAnswer) -> ListAnswer:
-        """The page; or no answer that makes sense, where it leads to one that was read or cannot be."""
+        """The page; or no answer that makes sense, where it leads to one that was read or cannot be.
+
+        One without records may lead on: whether Airtable sends any, of records that were deleted meanwhile, is unknown.
+        """
         if not isinstance(page, Listed) or page.offset is None:
             return page
-        if not page.records:
-            return Unknown("an empty page that another is to follow", page.status)
         if page.offset in self._offsets:
             return Unknown("a page that one is to follow that was read already", page.status)
         if len(self._offsets) + 1 >= MOST_PAGES:

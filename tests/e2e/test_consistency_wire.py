@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from app.clock import Clock
     from app.model import Json
+    from app.sandbox.messages import WireRequest
 
 GUY = f"{JOB}-Guy"
 SHORT_PAUSES: dict[str, Json] = {"rate_limit_pause_seconds": 0.2, "quota_pause_seconds": 0.2}
@@ -68,7 +69,6 @@ FAULTS = {
     "truncated": truncated(),
     "no JSON": odd_body(b"<html>"),
     "no records": odd_body(b"{}"),
-    "an empty page that another follows": odd_body(b'{"records": [], "offset": "next"}'),
 }
 PAGE_BEFORE_ITSELF = b'{"records": [{"id": "rec00000000000001", "fields": {}}], "offset": "same"}'
 
@@ -120,6 +120,23 @@ async def test_an_expired_listing_starts_again(house: Harness) -> None:
     assert found(report) == sorted([*expected, ("record_deleted", f"{JOB}-client0")])
     assert log_of(house) == ["describe", *["list"] * 2, "describe", *["list"] * 3, "find"]
     assert (report["pages"], report["records"], report["calls"]) == (3 + 1, 250, 8)
+
+
+async def test_a_page_whose_records_were_deleted_meanwhile_leads_on(house: Harness) -> None:
+    gone = house.airtable.records()[100:200]
+
+    def delete_second_page(request: WireRequest) -> bool:
+        if "offset" in dict(request.query):
+            while gone:
+                house.airtable.delete(gone.pop().id)
+        return False
+
+    deleted = sorted(("record_deleted", str(record.fields["Run ID"])) for record in gone)
+    house.airtable_server.faults.add(dropped(), where=delete_second_page)
+    async with house.running():
+        report = await check(house)
+    assert found(report) == deleted
+    assert (report["pages"], report["records"]) == (3 + 2, 150)
 
 
 async def test_a_listing_that_always_expires_is_said_and_changes_nothing(house: Harness) -> None:
