@@ -32,12 +32,13 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
-def _leave_the_network() -> None:
-    """Raises OSError."""
+def _enter_a_network_of_our_own() -> None:
+    """Raises OSError where that is not permitted, or (as by AppArmor) only in name."""
     wanted = _CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWUSER | _CLONE_NEWNET
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(wanted):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    _set_loopback(up=True)
 
 
 def _set_loopback(*, up: bool) -> None:
@@ -52,7 +53,6 @@ def _is_anything_unsent() -> bool:
 
 
 async def _partition() -> dict[str, object]:
-    _set_loopback(up=True)
     clock = SystemClock()
     sandbox = make_airtable(clock)
     ids = [sandbox.insert({"Run ID": f"run-{number}"}).id for number, _ in enumerate(TIMEOUTS)]
@@ -83,7 +83,7 @@ async def _partition() -> dict[str, object]:
 
 def main() -> None:
     try:
-        _leave_the_network()
+        _enter_a_network_of_our_own()
     except (OSError, AttributeError) as error:
         print(json.dumps({NOT_PERMITTED: str(error)}))  # noqa: T201
         return
