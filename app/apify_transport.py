@@ -9,9 +9,11 @@ redirects, a start's included; so this is one that does not.
 from __future__ import annotations
 
 import asyncio
+import struct
 from datetime import timedelta
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, Final
+from socket import SO_LINGER, SOL_SOCKET
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 from apify_client.http_clients import HttpClientAsync
@@ -19,7 +21,7 @@ from apify_client.http_clients import HttpClientAsync
 from app.clock import parse_http_date
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from datetime import datetime
 
 #: Bytes. A page of 1,000 runs is half a megabyte (the emulator's, of the documented shape), an input as long as its
@@ -87,7 +89,9 @@ class BoundedClient(HttpClientAsync):
             httpx2.TransportError: there is none.
         """
         del timeout, stream  # there is one for all, and nothing that we ask for is worth a stream
-        request = self._client.build_request(method, url, headers=headers, content=content)
+        request = self._client.build_request(
+            method, url, headers=headers, content=content, extensions={"trace": _leave_nothing_behind}
+        )
         try:
             async with asyncio.timeout(self._total_seconds):
                 answer = await self._client.send(request, stream=True)
@@ -98,6 +102,20 @@ class BoundedClient(HttpClientAsync):
                 return await _whole(answer)
         except TimeoutError:
             raise NotApifys(f"an answer that took more than {self._total_seconds:g} s") from None
+
+
+async def _leave_nothing_behind(event: str, info: Mapping[str, Any]) -> None:
+    """Closed, a connection takes with it what the kernel has not got out yet.
+
+    Else the kernel goes on sending it for minutes: a start that was given up while the network was away would be done
+    after a look had found none of it.
+    """
+    if event.endswith("connect_tcp.complete"):
+        info["return_value"].get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _AT_ONCE)
+
+
+#: On, and no seconds: what is unsent is thrown away, and the other side told so (tcp(7), socket(7)).
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
 async def _whole(answer: httpx2.Response) -> httpx2.Response:
