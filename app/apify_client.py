@@ -105,8 +105,8 @@ class Apify:
     def __init__(self, access: ApifyAccess) -> None:
         _keep_urls_out_of_logs()
         self._access = access
-        self._starts = _client(access, _StartClient(timeout_seconds=access.timeout_seconds, retries=0))
-        self._reads = _client(access, BoundedClient(timeout_seconds=access.timeout_seconds, retries=_READ_RETRIES))
+        self._starts = client_with(access, _StartClient(timeout_seconds=access.timeout_seconds, retries=0))
+        self._reads = client_with(access, BoundedClient(timeout_seconds=access.timeout_seconds, retries=_READ_RETRIES))
 
     async def close(self) -> None:
         for client in (self._starts, self._reads):
@@ -228,48 +228,6 @@ class Apify:
         return readable(_ENCODED.sub(REDACTED, said)[:_MOST_CAUSE])
 
 
-# Looking at the account ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AccountSeen:
-    """What Apify said of a token and an actor: each trouble is a text for a person, `None` where there is none.
-
-    `date` is Apify's clock at its first answer.
-    """
-
-    user: str | None = None
-    token_trouble: str | None = None
-    actor_trouble: str | None = None
-    date: datetime | None = None
-
-
-async def look_at_account(access: ApifyAccess, actor_id: str) -> AccountSeen:
-    """Ask once who the token is, and once for the actor if it is named. Never raises for what the other side does."""
-    apify = Apify(access)
-    bounded = BoundedClient(timeout_seconds=access.timeout_seconds, retries=0)
-    client = _client(access, bounded)
-    try:
-        user = await client.user().get()
-        if user is None:
-            return AccountSeen(token_trouble="Apify knows no user of this token", date=bounded.first_date)  # noqa: S106 - a text
-        actor_trouble = await _actor_trouble(client, actor_id, apify) if actor_id else None
-        return AccountSeen(user=user.username, actor_trouble=actor_trouble, date=bounded.first_date)
-    except Exception as error:  # noqa: BLE001 - whatever it is, a person is to read it
-        return AccountSeen(token_trouble=apify.told(error), date=bounded.first_date)
-    finally:
-        await bounded.aclose()
-        await apify.close()
-
-
-async def _actor_trouble(client: ApifyClientAsync, actor_id: str, apify: Apify) -> str | None:
-    try:
-        found = await client.actor(actor_id).get()
-    except Exception as error:  # noqa: BLE001 - as above
-        return apify.told(error)
-    return None if found is not None else f"Apify knows no actor {actor_id!r} that this token may see"
-
-
 _MOST_CAUSE: Final = 300
 #: Of an answer that is not what was asked for, every flaw would be written out, and all that it is of: for 20 s, of one
 #: of 16 MB.
@@ -287,7 +245,7 @@ def _misfit(error: ValidationError) -> str:
 _ENCODED: Final = re.compile(r"[A-Za-z0-9+/=_%-]{80,}")
 
 
-def _client(access: ApifyAccess, http_client: BoundedClient) -> ApifyClientAsync:
+def client_with(access: ApifyAccess, http_client: BoundedClient) -> ApifyClientAsync:
     return ApifyClientAsync.with_custom_http_client(access.token, api_url=access.api_url, http_client=http_client)
 
 

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from app.airtable import Airtable, AirtableAccess
-from app.apify_client import AccountSeen, ApifyAccess, look_at_account
+from app.apify_account import AccountSeen, look_at_account
+from app.apify_client import ApifyAccess
 from app.doctor.findings import Finding, note, ok, problem
 from app.policy.asking import Described, Identified, Listed
 from app.policy.delivery import Denied
