@@ -13,6 +13,7 @@ import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
+from string import ascii_letters, digits
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 from urllib.parse import urlencode
 
@@ -225,10 +226,12 @@ class Apify:
             said = f"{type(error).__name__}: {error}".rstrip(": ")
         for secret in (self._access.token, self._access.webhook_secret):
             said = said.replace(secret, REDACTED) if secret else said
-        return readable(_ENCODED.sub(REDACTED, said)[:_MOST_CAUSE])
+        return readable(_ENCODED.sub(REDACTED, _beginning(said))[:_MOST_CAUSE])
 
 
 _MOST_CAUSE: Final = 300
+#: Characters. What is looked through for what looks like webhooks, which takes 2.5 s of 16 MiB.
+_MOST_LOOKED_THROUGH: Final = 10_000
 #: Of an answer that is not what was asked for, every flaw would be written out, and all that it is of: for 20 s, of one
 #: of 16 MB.
 _MOST_FLAWS: Final = 100
@@ -243,6 +246,14 @@ def _misfit(error: ValidationError) -> str:
 
 #: What a start's webhooks look like in its URL: base64, and longer than any id.
 _ENCODED: Final = re.compile(r"[A-Za-z0-9+/=_%-]{80,}")
+_ENCODED_CHARACTERS: Final = ascii_letters + digits + "+/=_%-"
+
+
+def _beginning(said: str) -> str:
+    """Without the part of a word that is left where it is cut: of webhooks it may be too short to be told as such."""
+    if len(said) <= _MOST_LOOKED_THROUGH:
+        return said
+    return said[:_MOST_LOOKED_THROUGH].rstrip(_ENCODED_CHARACTERS)
 
 
 def client_with(access: ApifyAccess, http_client: BoundedClient) -> ApifyClientAsync:

@@ -14,7 +14,7 @@ import pytest
 from app.apify_client import Apify, ApifyAccess
 from app.apify_transport import LARGEST_ANSWER, MOST_VALUES
 from app.model import BatchState
-from app.policy.harvest import Batch, Found, LookFailed, StartLost, StartPostponed
+from app.policy.harvest import Batch, Found, LookFailed, StartLost, StartPostponed, StartRefused
 from app.sandbox.apify import TOKEN, ApifySandbox
 from app.sandbox.apify_account import HARVESTER, RunRequest
 from app.sandbox.apify_runs import RunOptions
@@ -190,3 +190,17 @@ async def test_only_apify_itself_refuses_a_start_for_good(field: Harvesting, str
     assert len(field.starts()) == 2
     assert field.record(RUN)["Status"] == "Completed"
     field.assert_each_started_once(1)
+
+
+# What is told ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [b"%s", b'{"error": {"type": "a", "message": "%s"}}'], ids=["stranger", "Apify"])
+async def test_what_looks_like_webhooks_is_not_told_even_where_it_is_cut_off(shape: bytes) -> None:
+    """A text is cut before it is looked through, which takes long: no stump of theirs may be left."""
+    async with ApifyServer() as server, asking(server.url) as apify:
+        for length in range(9_800, 10_000, 10):
+            server.faults.add(answer(400, shape % (b"x" * length + b" " + b"c2VjcmV0" * 20 + b" end")))
+            told = await apify.start(BATCH, "{}")
+            assert isinstance(told, StartPostponed | StartRefused)
+            assert "c2VjcmV0" not in told.cause
