@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import json
 from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import pytest
 from app.apify_client import Apify, ApifyAccess
 from app.apify_transport import LARGEST_ANSWER, MOST_VALUES
 from app.model import BatchState
-from app.policy.harvest import Batch, Found, LookFailed, StartLost, StartPostponed, StartRefused
+from app.policy.harvest import Batch, Found, LookFailed, NoneFound, StartLost, StartPostponed, StartRefused
 from app.sandbox.apify import TOKEN, ApifySandbox
 from app.sandbox.apify_account import HARVESTER, RunRequest
 from app.sandbox.apify_runs import RunOptions
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.model import Json
+    from app.sandbox.apify_runs import SandboxRun
     from app.sandbox.faults import Plan
     from app.sandbox.messages import WireRequest
 
@@ -190,6 +192,55 @@ async def test_only_apify_itself_refuses_a_start_for_good(field: Harvesting, str
     assert len(field.starts()) == 2
     assert field.record(RUN)["Status"] == "Completed"
     field.assert_each_started_once(1)
+
+
+# What others started --------------------------------------------------------------------------------------------
+
+
+def start_by_hand(server: ApifyServer, body: bytes, *, content_type: str = "application/json") -> SandboxRun:
+    """Somebody starts the actor from elsewhere: who asked does not tell that it was not us."""
+    return server.sandbox.start(RunRequest(HARVESTER, body, content_type, {}, RunOptions(), user_agent="Mozilla/5.0"))
+
+
+FOREIGN = [
+    pytest.param(b'{"urls": [%s"u"]}' % (b'"u",' * 100_001), "application/json", id="many values"),
+    pytest.param(b"[" * 5_000 + b"]" * 5_000, "application/json", id="deep"),
+    pytest.param(b"{", "application/json", id="no JSON"),
+    pytest.param(b'"\xff"', "application/json", id="no characters"),
+    pytest.param(b"1" * 5_000, "application/json", id="a long number"),
+    pytest.param(b"", "application/json", id="nothing"),
+    pytest.param(b"\x00" * 5_000, "application/octet-stream", id="bytes"),
+    pytest.param(b" " * (LARGEST_ANSWER + 1), "application/json", id="long"),
+]
+
+
+@pytest.mark.parametrize(("body", "content_type"), FOREIGN)
+async def test_what_another_run_was_started_with_stops_no_look(body: bytes, content_type: str) -> None:
+    async with ApifyServer(ApifySandbox(now=lambda: AT, random=Random(1))) as server, asking(server.url) as apify:  # noqa: S311
+        start_by_hand(server, body, content_type=content_type)
+        assert await apify.find(BATCH, '{"a":[1]}', (), AT) == NoneFound(AT)
+        ours = start_by_hand(server, b'{ "a": [ 1.0 ] }')  # written anew, it is what it was
+        found = await apify.find(BATCH, '{"a":[1]}', (), AT)
+    assert isinstance(found, Found)
+    assert found.run.id == ours.id
+
+
+async def test_our_own_input_is_known_again_however_many_values_it_holds() -> None:
+    run_input = json.dumps({"urls": ["u"] * (MOST_VALUES + 50_000)}, separators=(",", ":"))
+    async with ApifyServer(ApifySandbox(now=lambda: AT, random=Random(1))) as server, asking(server.url) as apify:  # noqa: S311
+        ours = start_by_hand(server, json.dumps(json.loads(run_input), indent=1).encode())
+        found = await apify.find(BATCH, run_input, (), AT)
+    assert isinstance(found, Found)
+    assert found.run.id == ours.id
+
+
+async def test_an_input_too_long_to_be_read_may_be_ours_where_ours_is_long() -> None:
+    run_input = json.dumps({"a": "x" * (LARGEST_ANSWER // 4)})
+    async with ApifyServer(ApifySandbox(now=lambda: AT, random=Random(1))) as server, asking(server.url) as apify:  # noqa: S311
+        start_by_hand(server, b" " * (LARGEST_ANSWER + 1))
+        told = await apify.find(BATCH, run_input, (), AT)
+    assert isinstance(told, LookFailed)
+    assert "an answer of more than 16 MiB" in told.cause
 
 
 # What is told ---------------------------------------------------------------------------------------------------
