@@ -23,7 +23,7 @@ from apify_client.errors import ApifyApiError, NotFoundError, RateLimitError, Se
 from pydantic import ValidationError
 
 from app.apify import BATCH_PARAMETER, RUN_PARAMETER
-from app.apify_transport import LARGEST_ANSWER, BoundedClient, NotApifys, Redirected, TooLong
+from app.apify_transport import LARGEST_ANSWER, BoundedClient, NotApifys, TooLong
 from app.clock import iso, parse_iso
 from app.fields import MAX_DECIMAL, MAX_INTEGER, readable
 from app.logs import REDACTED
@@ -118,14 +118,14 @@ class Apify:
     # Start
 
     async def start(self, batch: Batch, run_input: str) -> StartAnswer:
-        """Send exactly one start."""
+        """Send exactly one start. Only Apify itself is believed that it was not done: any other answer is none."""
         _starting.set(batch.token or "")
         try:
             run = await self._starts.actor(batch.actor_id or "").start(
                 run_input=run_input.encode(), content_type="application/json", webhooks=webhooks_of(batch, self._access)
             )
             return Started(_actor_run(run))
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, Redirected) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             return StartPostponed(f"Apify cannot be reached: {self.told(error)}")
         except RateLimitError as error:
             return StartPostponed(f"Apify asks for a pause: {self.told(error)}")
@@ -332,23 +332,14 @@ def webhooks_of(batch: Batch, access: ApifyAccess) -> WebhooksList | None:
     return [webhook]  # type: ignore[return-value]  # apify-client does not export the type of this very dict
 
 
-#: Apify's errors have a type of such words (documented); a proxy's page or another API's error has none.
-_ERROR_TYPE: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-
-
 def _refused_start(error: ApifyApiError, said: str) -> StartAnswer:
-    """A start that was answered and not done. The error's type decides before the status: sources differ on that.
-
-    Only Apify can say for good that it will not run this: who else answers will be out of the way some day.
-    """
+    """A start that Apify did not do. The error's type decides before the status: sources differ on that."""
     if error.type in _FULL:
         return StartPostponed(f"Apify's plan is full: {said}")
     if error.status_code in {401, 402, 403}:
         return StartPostponed(f"Apify does not let us start: {said}")
     if error.status_code == 408:  # noqa: PLR2004
         return StartLost(f"the start's answer was lost: {said}")
-    if not (isinstance(error.type, str) and _ERROR_TYPE.fullmatch(error.type) and isinstance(error.message, str)):
-        return StartPostponed(f"answer {error.status_code} to the start is not Apify's: {said}")
     if isinstance(error, NotFoundError):
         return StartRefused(f"Apify knows no such actor: {said}")
     return StartRefused(f"Apify refuses the input: {said}")

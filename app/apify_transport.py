@@ -9,6 +9,8 @@ redirects, a start's included; so this is one that does not.
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import struct
 from datetime import timedelta
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -38,10 +40,6 @@ _RECORD: Final = "/records/"
 
 class NotApifys(Exception):
     """An answer that Apify does not give; the text says what it is."""
-
-
-class Redirected(NotApifys):
-    """Whoever answered sends us elsewhere: he did nothing, and what he tells is not followed."""
 
 
 class TooLong(NotApifys):
@@ -90,7 +88,7 @@ class BoundedClient(HttpClientAsync):
         """The whole answer.
 
         Raises:
-            NotApifys: it is packed, too long, of too many values, too slow, or a redirect.
+            NotApifys: it is packed, too long, of too many values, too slow, or somebody else's.
             httpx2.TransportError: there is none.
         """
         del timeout, stream  # there is one for all, and nothing that we ask for is worth a stream
@@ -128,9 +126,7 @@ async def _whole(answer: httpx2.Response, *, is_record: bool) -> httpx2.Response
     done = answer.is_success
     try:
         if 300 <= answer.status_code < 400:  # noqa: PLR2004
-            raise Redirected(
-                f"what answers there says {answer.status_code}, as Apify does not: check [apify] api_url, and any proxy"
-            )
+            raise _strangers(answer)
         if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise NotApifys("an answer that is packed, which was not asked for")
         body = bytearray()
@@ -141,8 +137,45 @@ async def _whole(answer: httpx2.Response, *, is_record: bool) -> httpx2.Response
                 raise kind(f"an answer of more than {LARGEST_ANSWER >> 20} MiB")
     finally:
         await answer.aclose()
-    if not (done and is_record) and body.count(b",") > MOST_VALUES:
-        raise NotApifys(f"an answer of more than {MOST_VALUES:,} values")
+    if not (done and is_record):
+        _check(answer, body)
     whole = httpx2.Response(answer.status_code, headers=answer.headers, content=bytes(body), request=answer.request)
     whole.encoding = "utf-8"  # documented; a charset that the answer names could be a way to pack it too
     return whole
+
+
+def _check(answer: httpx2.Response, body: bytearray) -> None:
+    if body.count(b",") > MOST_VALUES:
+        raise NotApifys(f"an answer of more than {MOST_VALUES:,} values")
+    is_apifys = _is_json(body) if answer.is_success else _is_error(body) or answer.is_server_error
+    if not is_apifys:
+        raise _strangers(answer, body)
+
+
+def _strangers(answer: httpx2.Response, body: bytearray | None = None) -> NotApifys:
+    said = f": {body.decode(errors='replace')}" if body else ""
+    return NotApifys(
+        f"what answers there says {answer.status_code}, as Apify does not: check [apify] api_url, and any proxy{said}"
+    )
+
+
+_JSON: Final = re.compile(rb"\s*[{\[]")
+#: Apify's errors have a type of such words, and a message (documented); a proxy's page or another API's error has none.
+_ERROR_TYPE: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+def _is_json(body: bytearray) -> bool:
+    return _JSON.match(body) is not None
+
+
+def _is_error(body: bytearray) -> bool:
+    """Whether it is one of Apify itself, which alone knows that something is not there, or was not done."""
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    error = told.get("error") if isinstance(told, dict) else None
+    if not isinstance(error, dict):
+        return False
+    kind, message = error.get("type"), error.get("message")
+    return isinstance(kind, str) and _ERROR_TYPE.fullmatch(kind) is not None and isinstance(message, str)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING
@@ -15,9 +16,10 @@ import pytest
 from app.apify_client import Apify, ApifyAccess
 from app.apify_transport import LARGEST_ANSWER, MOST_VALUES
 from app.model import BatchState
-from app.policy.harvest import Batch, Found, LookFailed, NoneFound, StartLost, StartPostponed, StartRefused
+from app.policy.harvest import Batch, Found, LookFailed, NoneFound, StartLost, StartRefused, Vanished
 from app.sandbox.apify import TOKEN, ApifySandbox
 from app.sandbox.apify_account import HARVESTER, RunRequest
+from app.sandbox.apify_dispatch import Lose
 from app.sandbox.apify_runs import RunOptions
 from app.sandbox.apify_server import ApifyServer
 from app.sandbox.faults import Fault, Reply
@@ -114,8 +116,11 @@ async def test_an_answer_that_is_not_what_was_asked_for_is_told_in_brief() -> No
 
 async def test_a_charset_unpacks_nothing() -> None:
     async with ApifyServer() as server, asking(server.url) as apify:
-        server.faults.add(answer(400, b"x\x9cK\xaf\xca,\x00\x00", {"Content-Type": "text/plain; charset=zlib"}))
-        assert isinstance(await apify.start(BATCH, "{}"), StartPostponed)
+        error = b'{"error": {"type": "invalid-input", "message": "so it is"}}'
+        server.faults.add(answer(400, error, {"Content-Type": "application/json; charset=zlib"}))
+        told = await apify.start(BATCH, "{}")
+    assert isinstance(told, StartRefused)
+    assert told.cause.endswith("invalid-input: so it is")
 
 
 async def test_an_answer_that_drips_is_hung_up_on() -> None:
@@ -140,11 +145,11 @@ async def test_a_redirect_is_not_followed_and_says_what_to_check(status: int) ->
         looks = [await apify.find(BATCH, "{}", (), AT), await apify.follow("x", AT), await apify.measure("x")]
         assert len(server.log) == 4
         assert there.log == []
-    assert isinstance(started, StartPostponed)
+    assert isinstance(started, StartLost)
     for told in (started, *looks):
-        assert isinstance(told, StartPostponed | LookFailed)
+        assert isinstance(told, StartLost | LookFailed)
         assert f"says {status}" in told.cause
-        assert "check [apify] api_url" in told.cause
+        assert "check [apify] api_url, and any proxy" in told.cause
 
 
 async def test_a_record_may_be_kept_elsewhere_and_gets_no_token_there() -> None:
@@ -165,33 +170,82 @@ async def test_a_record_may_be_kept_elsewhere_and_gets_no_token_there() -> None:
     assert [(one.path, "Authorization" in one.headers) for one in asked] == [("/INPUT", False)]
 
 
-@pytest.mark.parametrize(
-    "stranger",
-    [
-        answer(404, b"<html>Not found</html>"),
-        answer(400, b"Bad request"),
-        answer(405),
-        answer(307, headers={"Location": "/v2/acts"}),
-        answer(300, b"{}", {"Content-Type": "application/json"}),
-        answer(404, b'{"error": "no such route"}', {"Content-Type": "application/json"}),
-        answer(404, b'{"error": {"code": 404, "message": "x", "status": "NOT_FOUND"}}'),
-        answer(400, b'{"error": {"type": "invalid_request_error", "message": "x"}}'),
-        answer(400, b'{"error": {"type": ["a"], "message": "x"}}'),
-        answer(400, b'{"error": {"type": "a", "message": null}}'),
-    ],
-    ids=lambda fault: f"{fault.then.status} {fault.then.body[:40].decode()}",
-)
-async def test_only_apify_itself_refuses_a_start_for_good(field: Harvesting, stranger: Fault) -> None:
-    field.apify.faults.add(stranger, method="POST")
+STRANGERS = [
+    answer(404, b"<html>Not found</html>"),
+    answer(400, b"Bad request"),
+    answer(401, b"<html>Who are you?</html>"),
+    answer(403, b"<html>Blocked</html>"),
+    answer(405),
+    answer(429, b"<html>Too fast</html>"),
+    answer(451, b"<html>Not here</html>"),
+    answer(200, b"<html>Sign in to go on</html>"),
+    answer(307, headers={"Location": "/v2/acts"}),
+    answer(300, b"{}", {"Content-Type": "application/json"}),
+    answer(404, b'{"error": "no such route"}', {"Content-Type": "application/json"}),
+    answer(404, b'{"error": {"code": 404, "message": "x", "status": "NOT_FOUND"}}'),
+    answer(400, b'{"error": {"type": "invalid_request_error", "message": "x"}}'),
+    answer(400, b'{"error": {"type": ["a"], "message": "x"}}'),
+    answer(403, b'{"error": {"type": "a", "message": null}}'),
+]
+
+
+def name_of(fault: Fault) -> str:
+    assert isinstance(fault.then, Reply)
+    return f"{fault.then.status} {fault.then.body[:40].decode()}"
+
+
+@pytest.mark.parametrize("stranger", STRANGERS, ids=name_of)
+async def test_only_apify_itself_is_believed_that_a_start_was_not_done(field: Harvesting, stranger: Fault) -> None:
+    """Whoever else answers may have let it through."""
+    field.apify.faults.add(replace(stranger, apply=True), method="POST", times=None)
+    field.apify.webhooks.treat(Lose(), times=None)
     async with field.running():
         await field.kick_off(["ann"])
         await field.until(lambda: field.batch().cause is not None)
-        assert (field.batch().state, field.batch().attempts) == ("queued", 0)
-        assert len(field.starts()) == 1
+        assert (field.batch().state, field.batch().attempts) == ("unknown", 1)
+        assert "check [apify] api_url, and any proxy" in str(field.batch().cause)
         await field.settled()
-    assert len(field.starts()) == 2
+    assert len(field.starts()) == 1
     assert field.record(RUN)["Status"] == "Completed"
     field.assert_each_started_once(1)
+
+
+async def test_a_start_that_a_stranger_kept_to_himself_is_sent_again_once_a_look_found_none(field: Harvesting) -> None:
+    field.apify.faults.add(STRANGERS[0], method="POST", times=2)
+    async with field.running():
+        await field.kick_off(["ann"])
+        await field.settled()
+    first, second, third = (one.received_at for one in field.starts())
+    assert min(second - first, third - second) >= 60
+    field.assert_each_started_once(1)
+
+
+@pytest.mark.parametrize("was_done", [True, False], ids=["done", "not done"])
+async def test_while_a_stranger_answers_all_nothing_is_started_again(field: Harvesting, *, was_done: bool) -> None:
+    stranger = STRANGERS[0]
+    field.apify.webhooks.treat(Lose(), times=None)
+    post = field.apify.faults.add(replace(stranger, apply=was_done), method="POST", times=None)
+    rest = field.apify.faults.add(stranger, times=None)
+    async with field.running():
+        await field.kick_off(["ann"])
+        await field.pass_time(3600)
+        assert (field.batch().state, len(field.starts())) == ("unknown", 1)
+        assert "could not be listed: what answers there says 404, as Apify does not" in str(field.batch().cause)
+        post.left = rest.left = 0
+        await field.settled()
+    assert len(field.starts()) == (1 if was_done else 2)
+    assert field.record(RUN)["Status"] == "Completed"
+    field.assert_each_started_once(1)
+
+
+async def test_a_run_is_not_gone_because_a_stranger_knows_none() -> None:
+    async with ApifyServer() as server, asking(server.url) as apify:
+        server.faults.add(STRANGERS[0], times=None)
+        for told in (await apify.follow("x", AT), await apify.measure("x")):
+            assert isinstance(told, LookFailed)
+            assert "says 404" in told.cause
+        server.faults.clear()
+        assert isinstance(await apify.follow("x", AT), Vanished)
 
 
 # What others started --------------------------------------------------------------------------------------------
@@ -243,6 +297,20 @@ async def test_an_input_too_long_to_be_read_may_be_ours_where_ours_is_long() -> 
     assert "an answer of more than 16 MiB" in told.cause
 
 
+@pytest.mark.parametrize(
+    ("stranger", "cause"),
+    [(STRANGERS[0], "says 404"), (answer(403, b" " * (LARGEST_ANSWER + 1)), "an answer of more than 16 MiB")],
+    ids=["404", "403, long"],
+)
+async def test_an_input_that_a_stranger_withholds_may_be_ours(stranger: Fault, cause: str) -> None:
+    async with ApifyServer(ApifySandbox(now=lambda: AT, random=Random(1))) as server, asking(server.url) as apify:  # noqa: S311
+        start_by_hand(server, b'{"a": 1}')
+        server.faults.add(stranger, path_contains="/records/")
+        told = await apify.find(BATCH, '{"a":1}', (), AT)
+    assert isinstance(told, LookFailed)
+    assert cause in told.cause
+
+
 # What is told ---------------------------------------------------------------------------------------------------
 
 
@@ -253,5 +321,5 @@ async def test_what_looks_like_webhooks_is_not_told_even_where_it_is_cut_off(sha
         for length in range(9_800, 10_000, 10):
             server.faults.add(answer(400, shape % (b"x" * length + b" " + b"c2VjcmV0" * 20 + b" end")))
             told = await apify.start(BATCH, "{}")
-            assert isinstance(told, StartPostponed | StartRefused)
+            assert isinstance(told, StartLost | StartRefused)
             assert "c2VjcmV0" not in told.cause
