@@ -88,7 +88,7 @@ class HarvestLoop:
             log.error("harvest.not_claimed", reason=error.detail)  # noqa: TRY400
             return _STORE_AGAIN_SECONDS
         if step is None:
-            return seconds_until(due, now)
+            return seconds_until(due, self._clock.now())
         task = asyncio.create_task(self._take(step), name=f"batch-{step.batch.id}")
         self._steps.add(task)
         task.add_done_callback(self._ended)

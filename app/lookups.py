@@ -79,7 +79,7 @@ class LookupLoop:
         except StoreUnavailable as error:  # it passes: the disk is full, say, or a person holds the database
             log.error("lookup.store_unavailable", reason=error.detail)  # noqa: TRY400
             return _STORE_AGAIN_SECONDS
-        return seconds_until(due, now)
+        return seconds_until(due, self._clock.now())
 
     async def _look_for_missing(self, now: datetime) -> float | None:
         """Ask for missing runs; seconds until it can go on, `None` where none is due."""

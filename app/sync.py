@@ -253,7 +253,7 @@ class SyncLoop:
             self._recover_far_at = self._clock.monotonic() + _RECOVER_FAR_SECONDS
             if await self._store.recover_far(now, self._longest_wait):
                 return 0.0
-        return seconds_until(due, now)
+        return seconds_until(due, self._clock.now())
 
     async def _next_due(self, allowed: Allowance) -> datetime | None:
         """When the next run is due, or a question, that may go then."""
