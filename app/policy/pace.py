@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 WINDOW_SECONDS: Final = 1.04
 #: A request without an answer may still be on its way: it is counted for this much longer than a second.
 UNANSWERED_SECONDS: Final = 1.0
-#: Sound answers whose times tell how long the base takes at the least, and how many of them it takes to tell: the first
-#: ones met new connections, and by their times a request would seem to have arrived long before it did.
-_TIMED: Final = 32
+#: Sound answers whose times tell how long the base takes at the least: a minute's at the full rate, so that a machine
+#: or a network that is busy for some seconds, and then no more, does not send six in one. And how many of them it takes
+#: to tell: the first ones met new connections, and by their times a request would seem to have arrived long before.
+_TIMED: Final = 300
 _TELLING: Final = 8
 #: Beyond the documented 30 s, because ours start when the refusal arrives and theirs when it leaves.
 _PAUSE_MARGIN_SECONDS: Final = 0.5
@@ -42,7 +43,9 @@ class RequestWindow:
 
     The base counts arrivals, and we see only departures and answers: a request that met a new connection or a busy
     machine arrives late, and five more after it would be too many. So each is counted from the latest moment at which
-    it can have arrived, which is its answer less the time that the base takes at the least.
+    it can have arrived, which is its answer less the time that the base takes at the least. That time is the quickest
+    that was seen lately. Only a request that is quicker on its way than that one, by more than `WINDOW_SECONDS` allows
+    for, can be one too many.
 
     Written by hand: the kept limiters are leaky buckets (aiolimiter), which let twice the limit through in some
     second, or keep time by a clock of their own, and none looks at answers. Times are monotonic seconds.
