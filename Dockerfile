@@ -3,7 +3,7 @@ FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /src
 COPY requirements.lock /src/
 RUN python -m venv /opt/run-records/venv
-RUN /opt/run-records/venv/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --only-binary :all: --require-hashes -r /src/requirements.lock
+RUN /opt/run-records/venv/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --only-binary :all: --no-deps --require-hashes -r /src/requirements.lock
 COPY app /opt/run-records/app
 COPY migrations /opt/run-records/migrations
 RUN printf '#!/bin/sh\nexec /opt/run-records/venv/bin/python -m app "$@"\n' > /opt/run-records/venv/bin/runrecords

@@ -18,7 +18,7 @@ install: $(INSTALLED) ## make .venv with the pinned dependencies
 $(INSTALLED): requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Run Records needs Python 3.11 or newer; this is %d.%d. Try: make PYTHON=python3.12 install" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(INSTALLED)
 
@@ -65,7 +65,7 @@ bench: $(BENCH_INSTALLED) ## measure, and write docs/performance.md (ARGS='--onl
 # What the benchmarks compare with stays out of .venv.
 $(BENCH_INSTALLED): requirements-bench.lock
 	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
-	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.lock
 	@touch $(BENCH_INSTALLED)
 
 audit: install ## ask whether a vulnerability is known of a dependency, where that can be asked

@@ -42,7 +42,7 @@ def test_the_image_is_pinned_runs_without_rights_and_says_how_it_is() -> None:
     settings = dict(one.split("=", 1) for word, rest in final if word == "ENV" for one in rest.split())
     assert not [name for name in settings if "TOKEN" in name or "KEY" in name or "SECRET" in name]
     (install,) = [rest for word, rest in build if word == "RUN" and "pip install" in rest]
-    assert "--require-hashes -r /src/requirements.lock" in install
+    assert "--no-deps --require-hashes -r /src/requirements.lock" in install
 
 
 def test_only_what_is_copied_reaches_the_builder() -> None:

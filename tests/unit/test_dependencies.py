@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.audit import judge
 from tests.licences import PAGE, is_welcome, licence, runtime_packages
+
+ROOT = Path(__file__).parents[2]
 
 FLAW = {"id": "PYSEC-2026-1", "fix_versions": ["2.0"]}
 CLEAN = {"name": "one", "version": "1.0", "vulns": []}
@@ -52,3 +58,28 @@ def test_an_audit_that_cannot_ask_is_skipped_and_one_that_breaks_fails() -> None
     unreachable = judge(1, "", "requests.exceptions.ConnectionError: Max retries exceeded")
     assert (unreachable.code, "skipped" in unreachable.text) == (0, True)
     assert judge(1, "", "requirements.lock: a hash is missing").code == 1
+
+
+def test_an_install_takes_what_the_lock_names_and_looks_for_nothing_newer() -> None:
+    """pip 23 fetched the newest pydantic for a dependency's `pydantic[email]`, and refused it for lack of a hash."""
+    commands = [
+        line for name in ("Makefile", "Dockerfile")
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if "pip install" in line and ".lock" in line
+    ]  # fmt: skip
+    assert len(commands) == 3
+    assert all("--no-deps --require-hashes -r" in command for command in commands)
+
+
+def test_what_the_lock_names_is_whole() -> None:
+    """Nothing else is installed, so what another package needs and the lock lacks is missing here."""
+    checked = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock", "requirements-bench.lock"])
+def test_a_lock_pins_each_package_by_hash_and_names_no_index(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    pins = [pin for pin in re.split(r"\n(?=\S)", text) if not pin.startswith("#")]
+    assert len(pins) > 20
+    assert all(re.match(r"[\w.-]+==\S+ ", pin) and "--hash=sha256:" in pin for pin in pins)
+    assert "://" not in text
