@@ -227,7 +227,7 @@ _WHEN: Final = When.of(NOW, 0.0)
 
 
 def _accept_update(connection: sqlite3.Connection) -> None:
-    intake.accept_update(connection, Update(_BLOCKED_RUN, Change(add={"posts_scored": 1})), _WHEN)
+    intake.accept_updates(connection, [(Update(_BLOCKED_RUN, Change(add={"posts_scored": 1})), _WHEN)])
 
 
 def _accept_create(connection: sqlite3.Connection) -> None:

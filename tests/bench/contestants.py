@@ -125,6 +125,9 @@ class OneByOne(GroupCommit):
         raise outcome
 
 
+SELECT_FOLD: Final = "SELECT fields FROM runs WHERE run_id = ?"
+
+
 class StatementsThroughAiosqlite(SqliteStore):
     """Updates as a plain aiosqlite program writes them: the statements of the service, each awaited."""
 
@@ -151,7 +154,7 @@ class StatementsThroughAiosqlite(SqliteStore):
             known = await connection.execute(intake.SELECT_KEY, (update.run_id, key.key))
             if await known.fetchone() is not None:
                 return Duplicate(update.run_id)
-        run = await (await connection.execute(intake.SELECT_FOLD, (update.run_id,))).fetchone()
+        run = await (await connection.execute(SELECT_FOLD, (update.run_id,))).fetchone()
         assert run is not None
         values = fold(load_fold(run["fields"]), change)
         check_sums(values, change)

@@ -15,6 +15,7 @@ import pytest
 from app.errors import Conflict, Stopping, StoreUnavailable
 from app.store.sqlite.connection import (
     GROUP_LIMIT,
+    Alike,
     GroupCommit,
     Reader,
     connect_reading,
@@ -180,6 +181,44 @@ async def test_a_unit_is_never_inside_the_transaction_of_another(desk: Desk) -> 
     assert all(await asyncio.gather(*[desk.commit.run(alone(number)) for number in range(50)]))
     opened = [one for one in desk.statements if one in {"BEGIN IMMEDIATE", "COMMIT"}]
     assert opened == ["BEGIN IMMEDIATE", "COMMIT"] * (len(opened) // 2)
+
+
+# Alike units ----------------------------------------------------------------------------------------------------
+
+
+class Notes:
+    """Takes notes together, and knows which came together; none may be 13."""
+
+    def __init__(self) -> None:
+        self.taken: list[list[int]] = []
+
+    def take(self, connection: sqlite3.Connection, numbers: Sequence[int]) -> Sequence[int]:
+        self.taken.append(list(numbers))
+        connection.executemany("INSERT INTO notes VALUES (?, NULL)", [(number,) for number in numbers])
+        if 13 in numbers:
+            raise Conflict("thirteen")
+        return [number * 10 for number in numbers]
+
+
+async def test_alike_units_that_stand_side_by_side_are_taken_together_and_in_order(desk: Desk) -> None:
+    notes, others = Notes(), Notes()
+    take, take_other = notes.take, others.take
+    units: list[Unit[int]] = [Alike(take, 1), Alike(take, 2), note(3), Alike(take, 4), Alike(take_other, 5)]
+    async with gathering(desk):
+        tasks = await start(*[desk.commit.run(unit) for unit in units])
+    assert await asyncio.gather(*tasks) == [10, 20, 3, 40, 50]
+    assert (notes.taken, others.taken) == ([[1, 2], [4]], [[5]])
+    assert desk.count("COMMIT") == 2
+    assert await desk.commit.run(Alike(take, 6)) == 60
+
+
+async def test_an_alike_unit_that_fails_fails_alone(desk: Desk) -> None:
+    take = Notes().take
+    async with gathering(desk):
+        tasks = await start(*[desk.commit.run(Alike(take, number)) for number in (12, 13, 14)])
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answers[0], type(answers[1]), answers[2]] == [120, Conflict, 140]
+    assert desk.seen() == {0, 12, 14}
 
 
 # A failing unit -------------------------------------------------------------------------------------------------

@@ -247,7 +247,14 @@ ON_THE_WAY = {
         intake.RESOLVE_MISSING,
         webhooks.SELECT_HELD_EVENTS,
     ],
-    "accept an update": [intake.SELECT_KEY, intake.SELECT_FOLD, intake.UPDATE_FOLD, intake.UPDATE_WAITING],
+    "accept updates": [
+        intake.SELECT_KEYS,
+        intake.SELECT_FOLDS,
+        intake.UPDATE_FOLD,
+        intake.UPDATE_WAITING,
+        intake.INSERT_UPDATES,
+        intake.INSERT_KEYS,
+    ],
     "hold": [intake.SELECT_MISSING, intake.COUNT_ERROR, intake.SELECT_OF_JOB, intake.SELECT_OF_CLIENT],
     "accept a webhook": [
         webhooks.COUNT_DELIVERY,

@@ -2,7 +2,8 @@
 
 A unit is a plain function over `sqlite3.Connection`. It runs in one hop on the connection's own thread, so no
 coroutine can slip into its transaction and no cancellation can leave it open. Units that arrive while a commit is
-under way share the next one; a lone unit waits for nobody. No library offers this: aiosqlite hops per statement.
+under way share the next one, and alike ones their statements too; a lone unit waits for nobody. No library offers this:
+aiosqlite hops per statement.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import sqlite3
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 import aiosqlite
@@ -19,10 +21,11 @@ import aiosqlite
 from app.errors import Problem, Stopping, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
+ItemT = TypeVar("ItemT")
 Unit: TypeAlias = "Callable[[sqlite3.Connection], T]"
 
 BUSY_TIMEOUT_MS: Final = 5_000
@@ -77,6 +80,21 @@ async def open_unit_connection(connector: Callable[[], sqlite3.Connection]) -> U
     connection = UnitConnection(connector, _ITER_CHUNK_SIZE)
     await connection
     return connection
+
+
+@dataclass(frozen=True, slots=True)
+class Alike(Generic[ItemT, T]):
+    """A unit of which several take fewer statements together: what stands side by side in a group is given to `take`.
+
+    `take` answers each item in its order, as if they had come one by one, or fails for all of them.
+    """
+
+    take: Callable[[sqlite3.Connection, Sequence[ItemT]], Sequence[T]]
+    item: ItemT
+
+    def __call__(self, connection: sqlite3.Connection) -> T:
+        (result,) = self.take(connection, [self.item])
+        return result
 
 
 @dataclass(slots=True)
@@ -175,11 +193,26 @@ def _commit_together(
 def _run_all(units: list[Unit[object]], connection: sqlite3.Connection) -> list[_Done[object] | Exception] | None:
     """Their results, or `None` where one failed."""
     try:
-        return [_Done(unit(connection)) for unit in units]
+        return [
+            _Done(result)
+            for _, side_by_side in groupby(units, key=_kind)
+            for result in _run_alike(list(side_by_side), connection)
+        ]
     except Exception:
         if not connection.in_transaction:  # SQLite itself gave up the whole transaction (disk full, I/O error)
             raise
         return None
+
+
+def _kind(unit: Unit[object]) -> object:
+    return unit.take if isinstance(unit, Alike) else unit
+
+
+def _run_alike(units: list[Unit[object]], connection: sqlite3.Connection) -> Sequence[object]:
+    if isinstance(first := units[0], Alike):
+        results: Sequence[object] = first.take(connection, [unit.item for unit in units if isinstance(unit, Alike)])
+        return results
+    return [unit(connection) for unit in units]
 
 
 def _run_apart(unit: Unit[object], connection: sqlite3.Connection) -> _Done[object] | Exception:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from app.clock import iso
 from app.errors import Conflict, IdempotencyKeyReused
@@ -33,6 +32,7 @@ from app.policy.similar import Candidates, client_of, job_of, possible_clients, 
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterable, Iterator, Sequence
 
     from app.fields import Fold
     from app.model import BatchOrder, UpdateOutcome
@@ -40,10 +40,8 @@ if TYPE_CHECKING:
 #: No run has this name, so that the key of an update can never be taken for that of a kickoff.
 KICKOFF_SCOPE = "POST /runs"
 
-SELECT_KEY = "SELECT digest, run_id FROM idempotency_keys WHERE scope = ? AND key = ?"
-INSERT_KEY = """
-INSERT INTO idempotency_keys (scope, key, digest, run_id, accepted_at) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
-"""
+#: Characters that a statement takes for many rows at once, and one row more.
+MOST_OF_A_BITE: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +154,17 @@ def _insert_batches(connection: sqlite3.Connection, run_id: str, batches: tuple[
 
 # Update ---------------------------------------------------------------------------------------------------------
 
-SELECT_FOLD = "SELECT run_id, fields, status, sync, due_at FROM runs WHERE run_id = ?"
+SELECT_FOLDS = """
+SELECT run_id, fields, status, sync, due_at FROM runs WHERE run_id IN (SELECT value FROM json_each(?))
+"""
 INSERT_MESSAGE = """
 INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at) VALUES (?, ?, ?, ?, ?, ?)
+"""
+INSERT_UPDATES = """
+INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at)
+SELECT json_extract(value, '$[0]'), 'update', 'caller', json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[3]')
+FROM json_each(?) ORDER BY json_each.id
 """
 # A run whose create was set aside waits for its replay: nothing of it is due until then.
 UPDATE_FOLD = """
@@ -176,24 +182,126 @@ WHERE run_id = :run_id
 """
 # Most updates come while their run waits already: then no column changes that an index holds.
 UPDATE_WAITING = """
-UPDATE runs SET fields = :fields, changed_at = :at, status_by = coalesce(:status_by, status_by) WHERE run_id = :run_id
+UPDATE runs SET
+    fields = json_extract(waiting.value, '$[1]'),
+    changed_at = json_extract(waiting.value, '$[2]'),
+    status_by = coalesce(json_extract(waiting.value, '$[3]'), status_by)
+FROM json_each(?) AS waiting WHERE run_id = json_extract(waiting.value, '$[0]')
 """
 
 
-def accept_update(connection: sqlite3.Connection, update: Update, when: When) -> UpdateOutcome:
-    """Queue the update of a run that exists, hold that of one that does not.
+def accept_updates(connection: sqlite3.Connection, updates: Sequence[tuple[Update, When]]) -> Sequence[UpdateOutcome]:
+    """Queue each update of a run that exists, hold that of one that does not: what became of each, in their order.
+
+    However many they are, each table takes one statement: SQLite works through it while the interpreter is another
+    thread's. For a statement an update, two threads would hand it to and fro.
 
     Raises:
-        IdempotencyKeyReused: the key came with another update of this run before.
+        IdempotencyKeyReused: a key came with another update of this run before.
         Invalid: a sum would be out of range.
     """
-    is_first = _remember(connection, update.run_id, update.idempotency, update.run_id, when)
-    if not is_first and _same_request(connection, update.run_id, update.idempotency) is not None:
-        return Duplicate(update.run_id)
-    message_id = change_run(connection, update.run_id, update.change, Source.CALLER, when)
-    if message_id is None:
-        return Held(update.run_id, _hold(connection, update, when))
-    return Queued(update.run_id, message_id)
+    known = _known_keys(connection, (update for update, _ in updates))
+    runs = _load_folds(connection, (update.run_id for update, _ in updates))
+    outcomes: list[Duplicate | Held | None] = []  # None: it is queued
+    new_keys: list[tuple[str, str, str, str]] = []
+    messages: list[tuple[str, str, str, str]] = []
+    for update, when in updates:
+        if update.idempotency is not None:
+            named = (update.run_id, update.idempotency.key)
+            if named in known:
+                _refuse_another(known[named], update.idempotency)
+                outcomes.append(Duplicate(update.run_id))
+                continue
+            known[named] = update.idempotency.digest
+            new_keys.append((*named, update.idempotency.digest, when.at))
+        run = runs.get(update.run_id)
+        if run is None:
+            outcomes.append(Held(update.run_id, _hold(connection, update, when)))
+            continue
+        run.take(update.change, when, Source.CALLER)
+        check_sums(run.values, update.change)
+        messages.append((update.run_id, dump(update.change.names()), update.change.to_json(), when.at))
+        outcomes.append(None)
+    if new_keys:
+        connection.execute(INSERT_KEYS, (dump(new_keys),))
+    _keep_folds(connection, runs.values())
+    ids = _insert_updates(connection, messages)
+    return [
+        Queued(update.run_id, next(ids)) if outcome is None else outcome
+        for (update, _), outcome in zip(updates, outcomes, strict=True)
+    ]
+
+
+@dataclass(slots=True)
+class _Folding:
+    """A run that changes are folded into, one after another, before it is written once."""
+
+    run: sqlite3.Row
+    values: Fold
+    first: When | None = None
+    last: When | None = None
+    by_caller: bool = False
+
+    def take(self, change: Change, when: When, source: Source) -> None:
+        self.values = fold(self.values, change)
+        self.first, self.last = self.first or when, when
+        self.by_caller = self.by_caller or (source is Source.CALLER and "status" in change.set)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits to be sent already, and goes on as it is."""
+        has_its_status = self.run["status"] == self.values.get("status")
+        return has_its_status and self.run["sync"] == SyncState.PENDING and self.run["due_at"] is not None
+
+
+def _load_folds(connection: sqlite3.Connection, run_ids: Iterable[str]) -> dict[str, _Folding]:
+    """Those of the runs that exist."""
+    runs = connection.execute(SELECT_FOLDS, (dump(list(set(run_ids))),))
+    return {run["run_id"]: _Folding(run, load_fold(run["fields"])) for run in runs}
+
+
+def _keep_folds(connection: sqlite3.Connection, runs: Iterable[_Folding]) -> None:
+    """Write the runs that took something: they have something to send from now on."""
+    waiting: list[tuple[str, str, str, str | None]] = []
+    for one in runs:
+        if one.first is None or one.last is None:
+            continue
+        run_id, fields, status_by = one.run["run_id"], dump(one.values), "caller" if one.by_caller else None
+        if one.is_waiting:
+            waiting.append((run_id, fields, one.last.at, status_by))
+        else:
+            due = {
+                "run_id": run_id,
+                "fields": fields,
+                "at": one.last.at,
+                "status_by": status_by,
+                "due_at": one.first.due_at,
+            }
+            connection.execute(UPDATE_FOLD, due)
+    for bite in _bites(waiting):
+        connection.execute(UPDATE_WAITING, (bite,))
+
+
+def _insert_updates(connection: sqlite3.Connection, messages: Sequence[tuple[str, str, str, str]]) -> Iterator[int]:
+    """Their ids in their order: a statement gives them one after another, and its last is known."""
+    last = 0
+    for bite in _bites(messages):
+        last = connection.execute(INSERT_UPDATES, (bite,)).lastrowid or 0
+    return iter(range(last - len(messages) + 1, last + 1))
+
+
+def _bites(rows: Sequence[tuple[str | None, ...]]) -> Iterator[str]:
+    """The rows as JSON for one statement after another, so that no more than some of the longest are copied at once."""
+    bite: list[tuple[str | None, ...]] = []
+    length = 0
+    for row in rows:
+        if length > MOST_OF_A_BITE:
+            yield dump(bite)
+            bite, length = [], 0
+        bite.append(row)
+        length += sum(len(text) for text in row if text)
+    if bite:
+        yield dump(bite)
 
 
 def change_run(connection: sqlite3.Connection, run_id: str, change: Change, source: Source, when: When) -> int | None:
@@ -202,26 +310,13 @@ def change_run(connection: sqlite3.Connection, run_id: str, change: Change, sour
     Raises:
         Invalid: a sum would be out of range.
     """
-    run = connection.execute(SELECT_FOLD, (run_id,)).fetchone()
+    run = _load_folds(connection, [run_id]).get(run_id)
     if run is None:
         return None
-    values = fold(load_fold(run["fields"]), change)
-    check_sums(values, change)
-    _keep_fold(connection, run, values, when, by_caller=source is Source.CALLER and "status" in change.set)
+    run.take(change, when, source)
+    check_sums(run.values, change)
+    _keep_folds(connection, [run])
     return insert_message(connection, run_id, MessageKind.UPDATE, source, change, when.at)
-
-
-def _keep_fold(connection: sqlite3.Connection, run: sqlite3.Row, values: Fold, when: When, *, by_caller: bool) -> None:
-    """Write the fold of a run, which has something to send from now on; whether a caller set its status."""
-    kept = {
-        "fields": dump(values),
-        "at": when.at,
-        "status_by": "caller" if by_caller else None,
-        "due_at": when.due_at,
-        "run_id": run["run_id"],
-    }
-    waits = run["sync"] == SyncState.PENDING and run["due_at"] is not None
-    connection.execute(UPDATE_WAITING if waits and run["status"] == values.get("status") else UPDATE_FOLD, kept)
 
 
 def insert_message(
@@ -297,19 +392,33 @@ def apply_held(connection: sqlite3.Connection, run_id: str, when: When, resoluti
     """Let the updates that waited for this run become its messages, in their order; how many there were."""
     held = connection.execute(SELECT_HELD, (run_id,)).fetchall()
     if held:
-        changes = [Change.from_json(row["change"]) for row in held]
-        run = connection.execute(SELECT_FOLD, (run_id,)).fetchone()
-        values = reduce(fold, changes, load_fold(run["fields"]))
         # One write of the run, however many waited: they stand in the way of every other writer.
-        _keep_fold(connection, run, values, when, by_caller=any("status" in change.set for change in changes))
-        for row, change in zip(held, changes, strict=True):
+        run = _load_folds(connection, [run_id])[run_id]
+        for row in held:
+            change = Change.from_json(row["change"])
+            run.take(change, when, Source.CALLER)
             message_id = insert_message(connection, run_id, MessageKind.UPDATE, Source.CALLER, change, when.at)
             connection.execute(MARK_APPLIED, (when.at, message_id, row["id"]))
+        _keep_folds(connection, [run])
     connection.execute(RESOLVE_MISSING, (when.at, resolution, note, run_id))
     return len(held)
 
 
 # Idempotency ----------------------------------------------------------------------------------------------------
+
+SELECT_KEY = "SELECT digest, run_id FROM idempotency_keys WHERE scope = ? AND key = ?"
+INSERT_KEY = "INSERT INTO idempotency_keys (scope, key, digest, run_id, accepted_at) VALUES (?, ?, ?, ?, ?)"
+SELECT_KEYS = """
+SELECT known.scope, known.key, known.digest FROM json_each(?) AS asked
+CROSS JOIN idempotency_keys AS known
+    ON known.scope = json_extract(asked.value, '$[0]') AND known.key = json_extract(asked.value, '$[1]')
+"""
+INSERT_KEYS = """
+INSERT INTO idempotency_keys (scope, key, digest, run_id, accepted_at)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[0]'), json_extract(value, '$[3]')
+FROM json_each(?)
+"""
 
 
 def _same_request(connection: sqlite3.Connection, scope: str, idempotency: Idempotency | None) -> str | None:
@@ -319,19 +428,28 @@ def _same_request(connection: sqlite3.Connection, scope: str, idempotency: Idemp
     known = connection.execute(SELECT_KEY, (scope, idempotency.key)).fetchone()
     if known is None:
         return None
-    if known["digest"] != idempotency.digest:
-        raise IdempotencyKeyReused(
-            "this Idempotency-Key came with another request before: send each new request with a key of its own"
-        )
+    _refuse_another(known["digest"], idempotency)
     run_id: str = known["run_id"]
     return run_id
 
 
 def _remember(
     connection: sqlite3.Connection, scope: str, idempotency: Idempotency | None, run_id: str, when: When
-) -> bool:
-    """Whether the request comes for the first time, as far as it says."""
-    if idempotency is None:
-        return True
-    remembered = (scope, idempotency.key, idempotency.digest, run_id, when.at)
-    return connection.execute(INSERT_KEY, remembered).rowcount > 0
+) -> None:
+    if idempotency is not None:
+        connection.execute(INSERT_KEY, (scope, idempotency.key, idempotency.digest, run_id, when.at))
+
+
+def _known_keys(connection: sqlite3.Connection, updates: Iterable[Update]) -> dict[tuple[str, str], str]:
+    """The digests of what came before with the key of one of `updates`, by run id and key."""
+    asked = [(update.run_id, update.idempotency.key) for update in updates if update.idempotency is not None]
+    if not asked:
+        return {}
+    return {(scope, key): digest for scope, key, digest in connection.execute(SELECT_KEYS, (dump(asked),))}
+
+
+def _refuse_another(digest: str, idempotency: Idempotency) -> None:
+    if digest != idempotency.digest:
+        raise IdempotencyKeyReused(
+            "this Idempotency-Key came with another request before: send each new request with a key of its own"
+        )

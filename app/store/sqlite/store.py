@@ -20,6 +20,7 @@ from app.store.sqlite import (
     replay,
     webhooks,
 )
+from app.store.sqlite.connection import Alike
 from app.store.sqlite.intake import When
 from app.store.views import HowFar, KickoffTaken
 
@@ -175,8 +176,7 @@ class SqliteStore(SqliteReading):
         return created, reading.existing_run(connection, created.run_id)
 
     async def accept_update(self, update: Update, at: datetime) -> UpdateOutcome:
-        when = self._when(at)
-        return await self._writer.run(lambda connection: intake.accept_update(connection, update, when))
+        return await self._writer.run(Alike(intake.accept_updates, (update, self._when(at))))
 
     async def accept_webhook(self, event: WebhookEvent, at: datetime) -> WebhookTaken:
         when = self._when(at)
