@@ -256,15 +256,14 @@ class Registry(Mapping[str, Field]):
         setting: dict[str, Value] = {}
         append: dict[str, tuple[str, ...]] = {}
         for name, value in values.items():
-            pointer = _pointer("fields", name)
             if name in IDENTITY:
-                flaws.add(pointer, f"{name!r} follows from the kickoff itself and cannot be given as a field")
-            elif (known := self._known(name, pointer, flaws)) is None:
+                flaws.add("fields", name, f"{name!r} follows from the kickoff itself and cannot be given as a field")
+            elif (known := self._known("fields", name, flaws)) is None:
                 continue
             elif known.type is FieldType.LOG and value is not None:
-                _collect(append, known, value, pointer, flaws)
+                _collect(append, known, value, "fields", flaws)
             else:
-                _set(setting, known, value, pointer, flaws)
+                _set(setting, known, value, "fields", flaws)
         flaws.raise_if_any()
         return Change(set=setting, append=append)
 
@@ -280,25 +279,31 @@ class Registry(Mapping[str, Field]):
         setting: dict[str, Value] = {}
         adding: dict[str, Number] = {}
         appending: dict[str, tuple[str, ...]] = {}
-        for known, value, pointer in self._changeable("set", set_, flaws):
+        for known, value in self._changeable("set", set_, flaws):
             if known.type is FieldType.LOG:
-                flaws.add(pointer, f"{known.name!r} is a log and only grows: give its lines under 'append'")
+                flaws.add("set", known.name, f"{known.name!r} is a log and only grows: give its lines under 'append'")
             else:
-                _set(setting, known, value, pointer, flaws)
-        for known, value, pointer in self._changeable("add", add, flaws):
+                _set(setting, known, value, "set", flaws)
+        for known, value in self._changeable("add", add, flaws):
             if known.type not in NUMERIC:
-                flaws.add(pointer, f"{known.name!r} is a {known.type} and cannot be added to: use 'set' or 'append'")
+                flaws.add(
+                    "add", known.name, f"{known.name!r} is a {known.type} and cannot be added to: use 'set' or 'append'"
+                )
             elif known.name in set_:
-                flaws.add(pointer, f"{known.name!r} is named under both 'set' and 'add'")
+                flaws.add("add", known.name, f"{known.name!r} is named under both 'set' and 'add'")
             else:
-                _add(adding, known, value, pointer, flaws)
-        for known, value, pointer in self._changeable("append", append, flaws):
+                _add(adding, known, value, "add", flaws)
+        for known, value in self._changeable("append", append, flaws):
             if known.type is not FieldType.LOG:
-                flaws.add(pointer, f"{known.name!r} is a {known.type}, and only logs can be appended to: use 'set'")
+                flaws.add(
+                    "append",
+                    known.name,
+                    f"{known.name!r} is a {known.type}, and only logs can be appended to: use 'set'",
+                )
             else:
-                _collect(appending, known, value, pointer, flaws)
+                _collect(appending, known, value, "append", flaws)
         if not (set_ or add or append):
-            flaws.add("", "the update changes nothing: give 'set', 'add' or 'append'")
+            flaws.add_whole("the update changes nothing: give 'set', 'add' or 'append'")
         flaws.raise_if_any()
         return Change(setting, adding, appending)
 
@@ -320,21 +325,20 @@ class Registry(Mapping[str, Field]):
                 continue
         return values
 
-    def _known(self, name: str, pointer: str, flaws: _Flaws) -> Field | None:
+    def _known(self, part: str, name: str, flaws: _Flaws) -> Field | None:
         known = self._fields.get(name)
         if known is None:
             hint = "" if flaws.full else did_you_mean(name, self._fields)
-            flaws.add(pointer, f"{shown(name)} is not a known field{hint}")
+            flaws.add(part, name, f"{shown(name)} is not a known field{hint}")
         return known
 
-    def _changeable(self, part: str, values: Mapping[str, Json], flaws: _Flaws) -> Iterator[tuple[Field, Json, str]]:
-        """The fields that an update may change, each with its value and where that stands; the others are flaws."""
+    def _changeable(self, part: str, values: Mapping[str, Json], flaws: _Flaws) -> Iterator[tuple[Field, Json]]:
+        """The fields that an update may change, each with its value; the others are flaws."""
         for name, value in values.items():
-            pointer = _pointer(part, name)
             if name in IDENTITY:
-                flaws.add(pointer, f"{name!r} names the run and never changes")
-            elif (known := self._known(name, pointer, flaws)) is not None:
-                yield known, value, pointer
+                flaws.add(part, name, f"{name!r} names the run and never changes")
+            elif (known := self._known(part, name, flaws)) is not None:
+                yield known, value
 
 
 def _check_count(**parts: Mapping[str, Json]) -> None:
@@ -359,39 +363,43 @@ class _Flaws:
         """Whether a further flaw is counted and no longer told."""
         return len(self._found) >= MOST_FLAWS
 
-    def add(self, pointer: str, detail: str) -> None:
-        self._found.append(Flaw(pointer, detail))
+    def add(self, part: str, name: str, detail: str) -> None:
+        self._found.append(Flaw(_pointer(part, name), detail))
+
+    def add_whole(self, detail: str) -> None:
+        """A flaw of the body as a whole."""
+        self._found.append(Flaw("", detail))
 
     def raise_if_any(self) -> None:
         if self._found:
             raise Invalid.because(self._found)
 
 
-def _set(into: dict[str, Value], known: Field, value: Json, pointer: str, flaws: _Flaws) -> None:
+def _set(into: dict[str, Value], known: Field, value: Json, part: str, flaws: _Flaws) -> None:
     try:
         into[known.name] = known.check(value)
     except ValueError as error:
-        flaws.add(pointer, f"{known.name!r} {error}")
+        flaws.add(part, known.name, f"{known.name!r} {error}")
 
 
-def _add(into: dict[str, Number], known: Field, value: Json, pointer: str, flaws: _Flaws) -> None:
+def _add(into: dict[str, Number], known: Field, value: Json, part: str, flaws: _Flaws) -> None:
     try:
         number = known.check(value)
     except ValueError as error:
-        flaws.add(pointer, f"{known.name!r} {error}")
+        flaws.add(part, known.name, f"{known.name!r} {error}")
         return
     if isinstance(number, int | Decimal):
         into[known.name] = number
     else:
-        flaws.add(pointer, f"{known.name!r} takes a number to add")
+        flaws.add(part, known.name, f"{known.name!r} takes a number to add")
 
 
-def _collect(into: dict[str, tuple[str, ...]], known: Field, value: Json, pointer: str, flaws: _Flaws) -> None:
+def _collect(into: dict[str, tuple[str, ...]], known: Field, value: Json, part: str, flaws: _Flaws) -> None:
     lines = value if isinstance(value, list) else [value]
     try:
         into[known.name] = tuple(_check_text(line) for line in lines)
     except ValueError as error:
-        flaws.add(pointer, f"{known.name!r} {error}, or a list of them, one a line")
+        flaws.add(part, known.name, f"{known.name!r} {error}, or a list of them, one a line")
 
 
 #: Characters of a pointer's last step at most: it points into the caller's own body, so it is not escaped otherwise.

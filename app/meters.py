@@ -33,7 +33,7 @@ class Meters:
     def __init__(self) -> None:
         self.registry: Final = CollectorRegistry()
         registry = self.registry
-        self._updates = Counter(
+        updates = Counter(
             f"{PREFIX}_updates", "Updates accepted since the start, by outcome.", ["outcome"], registry=registry
         )
         self._delays = Histogram(
@@ -64,14 +64,13 @@ class Meters:
             buckets=_MESSAGES,
             registry=registry,
         )
-        for outcome in UPDATE_OUTCOMES:
-            self._updates.labels(outcome)
+        self._updated = {outcome: updates.labels(outcome) for outcome in UPDATE_OUTCOMES}
         for method in CALL_METHODS:
             self._calls.labels(method, "200")
             self._call_seconds.labels(method)
 
     def updated(self, outcome: str) -> None:
-        self._updates.labels(outcome).inc()
+        self._updated[outcome].inc()
 
     def called(self, method: str, status: int | None, seconds: float) -> None:
         """A request to Airtable ended, with an answer or without one."""

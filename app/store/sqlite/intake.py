@@ -53,7 +53,8 @@ class When:
 
     @staticmethod
     def of(at: datetime, linger_seconds: float) -> When:
-        return When(iso(at), iso(at + timedelta(seconds=linger_seconds)))
+        text = iso(at)
+        return When(text, iso(at + timedelta(seconds=linger_seconds)) if linger_seconds else text)
 
 
 # Create ---------------------------------------------------------------------------------------------------------
