@@ -215,6 +215,11 @@ def load_fold(text: str) -> dict[str, Value]:
     return values
 
 
+def load_names(text: str) -> tuple[str, ...]:
+    """The fields that a message names."""
+    return tuple(_DECODER.decode(text))
+
+
 def plain(value: Value) -> str | int | float | None:
     """A value as JSON writes it."""
     return float(value) if isinstance(value, Decimal) else value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.clock import iso, parse_iso
 from app.errors import StoreError
-from app.fields import load_fold
+from app.fields import load_fold, load_names
 from app.model import RECORDS_PER_CALL, CallOutcome, ErrorKind, MessageKind
 from app.policy.delivery import Claim, ClaimedRun, SetAside, Waiting, fields_to_send
 from app.store.sqlite.troubles import meet, resolve_delivered
@@ -107,7 +107,7 @@ def _claim_run(connection: sqlite3.Connection, row: sqlite3.Row, call_id: int) -
     connection.execute(CLAIM_RUN, (call_id, run_id))
     take = {"call_id": call_id, "run_id": run_id, "limit": MESSAGES_PER_RUN}
     taken = connection.execute(CLAIM_MESSAGES, take).fetchall()
-    messages = tuple(Waiting(one["id"], tuple(json.loads(one["fields"])), one["attempts"]) for one in taken)
+    messages = tuple(Waiting(one["id"], load_names(one["fields"]), one["attempts"]) for one in taken)
     return ClaimedRun(
         run_id=run_id,
         record_id=row["airtable_record_id"],
