@@ -6,11 +6,13 @@ dead message at night. Knows neither HTTP nor SQL.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -168,7 +170,7 @@ class Change:
 
     @staticmethod
     def from_json(text: str) -> Change:
-        stored = _DECODER.decode(text)
+        stored = _decode(text)
         append = {name: tuple(lines) for name, lines in stored.get("append", {}).items()}
         return Change(stored.get("set", {}), stored.get("add", {}), append)
 
@@ -211,13 +213,13 @@ def dump(values: Mapping[str, object] | Sequence[object]) -> str:
 
 
 def load_fold(text: str) -> dict[str, Value]:
-    values: dict[str, Value] = _DECODER.decode(text)
+    values: dict[str, Value] = _decode(text)
     return values
 
 
 def load_names(text: str) -> tuple[str, ...]:
     """The fields that a message names."""
-    return tuple(_DECODER.decode(text))
+    return tuple(_decode(text))
 
 
 def plain(value: Value) -> str | int | float | None:
@@ -225,9 +227,26 @@ def plain(value: Value) -> str | int | float | None:
     return float(value) if isinstance(value, Decimal) else value
 
 
+def _as_json_writes_it(number: Decimal) -> msgspec.Raw:
+    """As Python's json writes a float: digests of requests are taken from such texts, and kept for a month."""
+    written = float(number)
+    if not math.isfinite(written):
+        raise ValueError(f"JSON has no such number: {number}")
+    return msgspec.Raw(repr(written).encode())
+
+
+def _decode(text: str) -> Any:
+    """What stands in the store, of the shape that the schema and its reader know of."""
+    try:
+        return _DECODER.decode(text)
+    except msgspec.DecodeError:  # a hand wrote half of a surrogate pair, which SQLite and json let pass
+        return _LENIENT_DECODER.decode(text)
+
+
 # Of msgspec: all that is accepted comes through here, several times, and json takes four times as long.
-_ENCODER: Final = msgspec.json.Encoder(decimal_format=float, order="sorted")
+_ENCODER: Final = msgspec.json.Encoder(decimal_format=_as_json_writes_it, order="sorted")
 _DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
+_LENIENT_DECODER: Final = json.JSONDecoder(parse_float=Decimal)
 
 
 class Registry(Mapping[str, Field]):

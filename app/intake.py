@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from app.clock import iso
 from app.errors import Flaw, Invalid, Malformed
-from app.fields import CLIENT_NAME, Change, dump
+from app.fields import CLIENT_NAME, Change
 from app.logs import get_logger
 from app.model import (
     ID_PATTERN,
@@ -127,7 +127,7 @@ class Intake:
             job_id=request.job_id,
             change=change,
             batches=self._batches(request),
-            idempotency=_idempotency(idempotency_key, dump(request.model_dump())),
+            idempotency=_idempotency(idempotency_key, _canonical(request.model_dump())),
         )
         taken = await self._store.accept_create(kickoff, now)
         self._on_work()
@@ -194,13 +194,18 @@ class Intake:
             if not actor_id:
                 missing = "no actor to run: give actor_id, or set [apify] actor_id"
                 raise Invalid.because([Flaw(f"/batches/{place}/actor_id", missing)])
-            orders.append(BatchOrder(_canonical(batch.input, place), batch.profiles, actor_id, self._new_token()))
+            orders.append(BatchOrder(_input(batch, place), batch.profiles, actor_id, self._new_token()))
         return tuple(orders)
 
 
-def _canonical(value: JsonValue, place: int) -> str:
+def _canonical(value: JsonValue) -> str:
+    """Raises `ValueError` where it holds a number that JSON cannot write."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _input(batch: BatchRequest, place: int) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return _canonical(batch.input)
     except ValueError:
         flaw = Flaw(f"/batches/{place}/input", "the input holds a number that JSON cannot write (NaN or infinite)")
         raise Invalid.because([flaw]) from None

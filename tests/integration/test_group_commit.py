@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from app.errors import Conflict, Stopping, StoreUnavailable
+from app.errors import Conflict, Problem, Stopping, StoreUnavailable
 from app.store.sqlite.connection import (
     GROUP_LIMIT,
     Alike,
@@ -187,38 +187,56 @@ async def test_a_unit_is_never_inside_the_transaction_of_another(desk: Desk) -> 
 
 
 class Notes:
-    """Takes notes together, and knows which came together; none may be 13."""
+    """Takes notes together, and knows which came together; 13 is refused, and 99 fails."""
 
     def __init__(self) -> None:
         self.taken: list[list[int]] = []
 
-    def take(self, connection: sqlite3.Connection, numbers: Sequence[int]) -> Sequence[int]:
+    def take(self, connection: sqlite3.Connection, numbers: Sequence[int]) -> Sequence[int | Problem]:
         self.taken.append(list(numbers))
-        connection.executemany("INSERT INTO notes VALUES (?, NULL)", [(number,) for number in numbers])
-        if 13 in numbers:
-            raise Conflict("thirteen")
-        return [number * 10 for number in numbers]
+        kept = [(number,) for number in numbers if number != 13]
+        connection.executemany("INSERT INTO notes VALUES (?, NULL)", kept)
+        if 99 in numbers:
+            raise ZeroDivisionError
+        return [Conflict("thirteen") if number == 13 else number * 10 for number in numbers]
 
 
 async def test_alike_units_that_stand_side_by_side_are_taken_together_and_in_order(desk: Desk) -> None:
     notes, others = Notes(), Notes()
-    take, take_other = notes.take, others.take
-    units: list[Unit[int]] = [Alike(take, 1), Alike(take, 2), note(3), Alike(take, 4), Alike(take_other, 5)]
+    units = [*alike(notes, 1, 2), note(3), *alike(notes, 4), *alike(others, 5)]
     async with gathering(desk):
         tasks = await start(*[desk.commit.run(unit) for unit in units])
     assert await asyncio.gather(*tasks) == [10, 20, 3, 40, 50]
     assert (notes.taken, others.taken) == ([[1, 2], [4]], [[5]])
     assert desk.count("COMMIT") == 2
-    assert await desk.commit.run(Alike(take, 6)) == 60
+    assert await desk.commit.run(*alike(notes, 6)) == 60
 
 
-async def test_an_alike_unit_that_fails_fails_alone(desk: Desk) -> None:
-    take = Notes().take
+def alike(notes: Notes, *numbers: int) -> list[Unit[int]]:
+    take = notes.take
+    units: list[Alike[int, int]] = [Alike(take, number) for number in numbers]
+    return [*units]
+
+
+async def test_one_of_them_that_is_refused_costs_the_others_nothing(desk: Desk) -> None:
+    notes = Notes()
     async with gathering(desk):
-        tasks = await start(*[desk.commit.run(Alike(take, number)) for number in (12, 13, 14)])
+        tasks = await start(*[desk.commit.run(unit) for unit in alike(notes, 12, 13, 14)])
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [answers[0], type(answers[1]), answers[2]] == [120, Conflict, 140]
+    assert notes.taken == [[12, 13, 14]]
     assert desk.seen() == {0, 12, 14}
+    with pytest.raises(Conflict):
+        await desk.commit.run(*alike(notes, 13))
+
+
+async def test_one_of_them_that_fails_fails_alone(desk: Desk) -> None:
+    notes = Notes()
+    async with gathering(desk):
+        tasks = await start(*[desk.commit.run(unit) for unit in alike(notes, 12, 99, 13)])
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answers[0], type(answers[1]), type(answers[2])] == [120, ZeroDivisionError, Conflict]
+    assert desk.seen() == {0, 12}
 
 
 # A failing unit -------------------------------------------------------------------------------------------------

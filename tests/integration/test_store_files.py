@@ -199,6 +199,7 @@ CHEAP = (
     "VIRTUAL TABLE",
     "SCAN (subquery",
     "SCAN ours",  # the messages of one run, found by the searches before it
+    "SCAN waiting",  # the rows that a statement brings along
     "SCAN run_timeline",  # the rows of one run, found by the searches before it
 )
 
@@ -251,9 +252,10 @@ ON_THE_WAY = {
         intake.SELECT_KEYS,
         intake.SELECT_FOLDS,
         intake.UPDATE_FOLD,
-        intake.UPDATE_WAITING,
-        intake.INSERT_UPDATES,
+        intake.UPDATE_WAITING.format(rows=", ".join([intake.ROW_OF_FOLD] * 3)),
+        intake.INSERT_UPDATES.format(rows=", ".join([intake.ROW_OF_UPDATE] * 3)),
         intake.INSERT_KEYS,
+        intake.LAST_MESSAGE,
     ],
     "hold": [intake.SELECT_MISSING, intake.COUNT_ERROR, intake.SELECT_OF_JOB, intake.SELECT_OF_CLIENT],
     "accept a webhook": [

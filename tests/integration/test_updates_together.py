@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tracemalloc
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.errors import IdempotencyKeyReused, Problem
-from app.fields import MAX_INTEGER, Change
-from app.model import Duplicate, Held, Idempotency, Queued, Update
+from app.errors import IdempotencyKeyReused, Invalid, Problem
+from app.fields import MAX_INTEGER, MAX_TEXT, Change
+from app.model import Duplicate, Held, Idempotency, Kickoff, Queued, Update
 from app.policy.delivery import Refused
 from app.store.sqlite.connection import connect_writing
-from app.store.sqlite.intake import MOST_OF_A_BITE, When, accept_updates
+from app.store.sqlite.intake import MOST_OF_A_BITE, PORTION, When, accept_updates
 from tests.support.examples import examples
 from tests.support.stores import AT, JOB, adding, kickoff, later, open_desk, setting
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 WAITING, SYNCED, FAILED, MISSING, OTHER = (f"{JOB}-{name}" for name in ("Waits", "Synced", "Failed", "Nobody", "Noone"))
 LINGER = 7.0
+LONG_RUNS = 128
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +94,11 @@ def undone(connection: sqlite3.Connection) -> Iterator[None]:
 
 def taken(
     connection: sqlite3.Connection, *calls: Sequence[tuple[Update, When]]
-) -> tuple[list[UpdateOutcome], Rows] | type[Problem]:
-    """What is answered and left by taking these one after another, or how one of them is refused."""
+) -> tuple[list[UpdateOutcome | str], Rows]:
+    """What is answered, a refusal by its text, and left by taking these one after another."""
     with undone(connection):
-        try:
-            outcomes = [outcome for call in calls for outcome in accept_updates(connection, call)]
-        except Problem as problem:
-            return type(problem)
-        return outcomes, rows(connection)
+        outcomes = [outcome for call in calls for outcome in accept_updates(connection, call)]
+        return [str(one) if isinstance(one, Problem) else one for one in outcomes], rows(connection)
 
 
 @settings(max_examples=examples(200))
@@ -109,35 +108,81 @@ def taken(
 def test_together_they_leave_what_they_leave_one_by_one(
     connection: sqlite3.Connection, several: Sequence[Update]
 ) -> None:
-    """Where one of them would be refused, all are: then the group commit takes each by itself."""
     assert taken(connection, timed(several)) == taken(connection, *([one] for one in timed(several)))
 
 
 def test_a_key_that_comes_twice_at_once_counts_once(connection: sqlite3.Connection) -> None:
     same = adding(WAITING, posts_harvested=5, key=Idempotency("k", "a"))
     elsewhere = adding(SYNCED, posts_harvested=5, key=Idempotency("k", "b"))
-    with undone(connection):
-        first, second, third = accept_updates(connection, timed([same, same, elsewhere]))
-        assert [type(first), type(second), type(third)] == [Queued, Duplicate, Queued]
-        (total,) = connection.execute(
-            "SELECT json_extract(fields, '$.posts_harvested') FROM runs WHERE run_id = ?", (WAITING,)
-        ).fetchone()
-        assert total == 6
     another = adding(WAITING, posts_harvested=6, key=Idempotency("k", "c"))
-    assert taken(connection, timed([same, another])) is IdempotencyKeyReused
+    with undone(connection):
+        outcomes = accept_updates(connection, timed([same, same, elsewhere, another]))
+        assert [type(one) for one in outcomes] == [Queued, Duplicate, Queued, IdempotencyKeyReused]
+        assert value(connection, WAITING, "posts_harvested") == 6
+
+
+def test_nothing_is_kept_of_one_that_is_refused(connection: sqlite3.Connection) -> None:
+    """Neither its sum nor its key, and of its neighbours all."""
+    one, key = adding(WAITING, posts_harvested=1), Idempotency("k", "a")
+    too_much = Update(WAITING, Change(set={"apify_status": "no"}, add={"posts_harvested": MAX_INTEGER}), key)
+    again = adding(WAITING, posts_harvested=1, key=key)
+    with undone(connection):
+        outcomes = accept_updates(connection, timed([one, too_much, again]))
+        assert [type(one) for one in outcomes] == [Queued, Invalid, Queued]
+        assert value(connection, WAITING, "posts_harvested") == 3
+        assert value(connection, WAITING, "apify_status") is None
+
+
+@pytest.mark.parametrize("run_id", [WAITING, SYNCED])
+def test_a_status_that_a_caller_sets_is_his_even_if_it_is_the_same(connection: sqlite3.Connection, run_id: str) -> None:
+    """No event of a batch changes it from then on."""
+    statement = "SELECT status_by FROM runs WHERE run_id = ?"
+    with undone(connection):
+        accept_updates(connection, timed([adding(run_id, posts_harvested=1)]))
+        assert connection.execute(statement, (run_id,)).fetchone()[0] == "batches"
+        accept_updates(connection, timed([setting(run_id, status="Running"), adding(run_id, posts_harvested=1)]))
+        assert connection.execute(statement, (run_id,)).fetchone()[0] == "caller"
 
 
 def test_ids_follow_the_order_in_which_they_came_however_long_they_are(connection: sqlite3.Connection) -> None:
-    """More than one statement takes at once, in the middle of which are some that are held."""
+    """Some are held in the middle; all are more than one portion, and those more than one statement takes at once."""
     lines = Change(append={"progress_log": ("x" * (MOST_OF_A_BITE // 10),)})
-    several = [Update(run_id, lines) for run_id in [WAITING, MISSING, SYNCED, FAILED] * 8]
+    several = [Update(run_id, lines) for run_id in [WAITING, MISSING, SYNCED, FAILED] * (PORTION // 2)]
+    before = connection.execute("SELECT max(id) FROM outbox").fetchone()[0]
     with undone(connection):
         outcomes = accept_updates(connection, timed(several))
-        ids = [one.message_id for one in outcomes if isinstance(one, Queued)]
-        found = connection.execute(
-            "SELECT run_id, accepted_at FROM outbox WHERE id >= ? ORDER BY id", (ids[0],)
-        ).fetchall()
-    assert ids == list(range(ids[0], ids[0] + 24))
-    assert len([one for one in outcomes if isinstance(one, Held)]) == 8
+        found = connection.execute("SELECT id, run_id, accepted_at FROM outbox WHERE id > ? ORDER BY id", (before,))
+        added = [tuple(row) for row in found]
     queued = [(update.run_id, when.at) for update, when in timed(several) if update.run_id != MISSING]
-    assert [tuple(row) for row in found] == queued
+    assert added == [(before + number, *one) for number, one in enumerate(queued, 1)]
+    assert [one.message_id for one in outcomes if isinstance(one, Queued)] == [number for number, *_ in added]
+    assert len([one for one in outcomes if isinstance(one, Held)]) == PORTION // 2
+
+
+def test_long_fields_of_many_runs_do_not_stand_in_memory_together(tmp_path: Path) -> None:
+    """As many as a group commit takes at once, each of a run with 300,000 characters: less than half are held."""
+    asyncio.run(_fill_with_long_runs(tmp_path / "runs.db"))
+    with contextlib.closing(connect_writing(tmp_path / "runs.db")) as connection, undone(connection):
+        several = timed([adding(f"{JOB}-{number}", posts_harvested=1) for number in range(LONG_RUNS)])
+        tracemalloc.start()
+        try:
+            assert len(accept_updates(connection, several)) == LONG_RUNS
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert most < LONG_RUNS * 300_000 / 2
+
+
+async def _fill_with_long_runs(path: Path) -> None:
+    async with open_desk(path) as desk:
+        names = ("progress_log", "system_notes", "error_details")
+        lines = Change(append=dict.fromkeys(names, ("x" * MAX_TEXT,)))
+        for number in range(LONG_RUNS):
+            await desk.store.accept_create(Kickoff(str(number), JOB, lines), AT)
+
+
+def value(connection: sqlite3.Connection, run_id: str, name: str) -> str | int | None:
+    found: str | int | None = connection.execute(
+        "SELECT json_extract(fields, '$.' || ?) FROM runs WHERE run_id = ?", (name, run_id)
+    ).fetchone()[0]
+    return found

@@ -86,14 +86,17 @@ async def open_unit_connection(connector: Callable[[], sqlite3.Connection]) -> U
 class Alike(Generic[ItemT, T]):
     """A unit of which several take fewer statements together: what stands side by side in a group is given to `take`.
 
-    `take` answers each item in its order, as if they had come one by one, or fails for all of them.
+    `take` answers each item in its order, as if they had come one by one, or with the `Problem` of one that it refused
+    and kept nothing of.
     """
 
-    take: Callable[[sqlite3.Connection, Sequence[ItemT]], Sequence[T]]
+    take: Callable[[sqlite3.Connection, Sequence[ItemT]], Sequence[T | Problem]]
     item: ItemT
 
     def __call__(self, connection: sqlite3.Connection) -> T:
         (result,) = self.take(connection, [self.item])
+        if isinstance(result, Problem):
+            raise result
         return result
 
 
@@ -194,7 +197,7 @@ def _run_all(units: list[Unit[object]], connection: sqlite3.Connection) -> list[
     """Their results, or `None` where one failed."""
     try:
         return [
-            _Done(result)
+            result if isinstance(result, Problem) else _Done(result)
             for _, side_by_side in groupby(units, key=_kind)
             for result in _run_alike(list(side_by_side), connection)
         ]
@@ -208,7 +211,7 @@ def _kind(unit: Unit[object]) -> object:
     return unit.take if isinstance(unit, Alike) else unit
 
 
-def _run_alike(units: list[Unit[object]], connection: sqlite3.Connection) -> Sequence[object]:
+def _run_alike(units: list[Unit[object]], connection: sqlite3.Connection) -> Sequence[object | Problem]:
     if isinstance(first := units[0], Alike):
         results: Sequence[object] = first.take(connection, [unit.item for unit in units if isinstance(unit, Alike)])
         return results

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from app.clock import iso
-from app.errors import Conflict, IdempotencyKeyReused
+from app.errors import Conflict, IdempotencyKeyReused, Problem
 from app.fields import CLIENT_ID, RUN_ID, Change, check_sums, dump, fold, load_fold
 from app.model import (
     JOB_ID_FORMAT,
@@ -32,16 +32,13 @@ from app.policy.similar import Candidates, client_of, job_of, possible_clients, 
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from app.fields import Fold
     from app.model import BatchOrder, UpdateOutcome
 
 #: No run has this name, so that the key of an update can never be taken for that of a kickoff.
 KICKOFF_SCOPE = "POST /runs"
-
-#: Characters that a statement takes for many rows at once, and one row more.
-MOST_OF_A_BITE: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,18 +152,20 @@ def _insert_batches(connection: sqlite3.Connection, run_id: str, batches: tuple[
 
 # Update ---------------------------------------------------------------------------------------------------------
 
+#: Updates that share their statements at most: their runs' fields stand in memory together.
+PORTION: Final = 32
+#: Characters that one statement takes in many rows, and one row more.
+MOST_OF_A_BITE: Final = 1_000_000
+
 SELECT_FOLDS = """
 SELECT run_id, fields, status, sync, due_at FROM runs WHERE run_id IN (SELECT value FROM json_each(?))
 """
 INSERT_MESSAGE = """
 INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at) VALUES (?, ?, ?, ?, ?, ?)
 """
-INSERT_UPDATES = """
-INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at)
-SELECT json_extract(value, '$[0]'), 'update', 'caller', json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-    json_extract(value, '$[3]')
-FROM json_each(?) ORDER BY json_each.id
-"""
+LAST_MESSAGE = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox'"
+INSERT_UPDATES = "INSERT INTO outbox (id, run_id, kind, source, fields, change, accepted_at) VALUES {rows}"
+ROW_OF_UPDATE = "(?, ?, 'update', 'caller', ?, ?, ?)"
 # A run whose create was set aside waits for its replay: nothing of it is due until then.
 UPDATE_FOLD = """
 UPDATE runs SET
@@ -183,126 +182,161 @@ WHERE run_id = :run_id
 """
 # Most updates come while their run waits already: then no column changes that an index holds.
 UPDATE_WAITING = """
+WITH waiting (run_id, fields, at, status_by) AS (VALUES {rows})
 UPDATE runs SET
-    fields = json_extract(waiting.value, '$[1]'),
-    changed_at = json_extract(waiting.value, '$[2]'),
-    status_by = coalesce(json_extract(waiting.value, '$[3]'), status_by)
-FROM json_each(?) AS waiting WHERE run_id = json_extract(waiting.value, '$[0]')
+    fields = waiting.fields, changed_at = waiting.at, status_by = coalesce(waiting.status_by, runs.status_by)
+FROM waiting WHERE runs.run_id = waiting.run_id
 """
+ROW_OF_FOLD = "(?, ?, ?, ?)"
 
 
-def accept_updates(connection: sqlite3.Connection, updates: Sequence[tuple[Update, When]]) -> Sequence[UpdateOutcome]:
+def accept_updates(
+    connection: sqlite3.Connection, updates: Sequence[tuple[Update, When]]
+) -> Sequence[UpdateOutcome | Problem]:
     """Queue each update of a run that exists, hold that of one that does not: what became of each, in their order.
 
-    However many they are, each table takes one statement: SQLite works through it while the interpreter is another
-    thread's. For a statement an update, two threads would hand it to and fro.
+    Nothing is kept of one that is refused: with `IdempotencyKeyReused` where its key came with another update of this
+    run before, with `Invalid` where a sum would be out of range.
 
-    Raises:
-        IdempotencyKeyReused: a key came with another update of this run before.
-        Invalid: a sum would be out of range.
+    Many take few statements: SQLite works through one while the interpreter is another thread's, and for a statement
+    an update the two threads would hand it to and fro.
     """
-    known = _known_keys(connection, (update for update, _ in updates))
-    runs = _load_folds(connection, (update.run_id for update, _ in updates))
-    outcomes: list[Duplicate | Held | None] = []  # None: it is queued
-    new_keys: list[tuple[str, str, str, str]] = []
-    messages: list[tuple[str, str, str, str]] = []
-    for update, when in updates:
-        if update.idempotency is not None:
-            named = (update.run_id, update.idempotency.key)
-            if named in known:
-                _refuse_another(known[named], update.idempotency)
-                outcomes.append(Duplicate(update.run_id))
-                continue
-            known[named] = update.idempotency.digest
-            new_keys.append((*named, update.idempotency.digest, when.at))
-        run = runs.get(update.run_id)
+    outcomes: list[UpdateOutcome | Problem] = []
+    for start in range(0, len(updates), PORTION):
+        outcomes += _Portion(connection, updates[start : start + PORTION]).accept()
+    return outcomes
+
+
+class _Portion:
+    """Updates that are read for, and written, together."""
+
+    def __init__(self, connection: sqlite3.Connection, updates: Sequence[tuple[Update, When]]) -> None:
+        self._connection = connection
+        self._updates = updates
+        self._known = _known_keys(connection, (update for update, _ in updates))
+        self._runs = _load_folds(connection, (update.run_id for update, _ in updates))
+        self._last_id: int = connection.execute(LAST_MESSAGE).fetchone()[0]
+        self._keys: list[tuple[str, str, str, str]] = []
+        self._messages: list[tuple[int, str, str, str, str]] = []
+
+    def accept(self) -> Sequence[UpdateOutcome | Problem]:
+        outcomes = [self._take(update, when) for update, when in self._updates]
+        if self._keys:
+            self._connection.execute(INSERT_KEYS, (dump(self._keys),))
+        _keep_folds(self._connection, self._runs.values())
+        _execute_rows(self._connection, INSERT_UPDATES, ROW_OF_UPDATE, self._messages)
+        return outcomes
+
+    def _take(self, update: Update, when: When) -> UpdateOutcome | Problem:
+        try:
+            if self._came_before(update):
+                return Duplicate(update.run_id)
+            return self._take_new(update, when)
+        except Problem as problem:
+            return problem
+
+    def _take_new(self, update: Update, when: When) -> UpdateOutcome:
+        """Raises `Invalid` before anything of it is taken."""
+        run = self._runs.get(update.run_id)
         if run is None:
-            outcomes.append(Held(update.run_id, _hold(connection, update, when)))
-            continue
-        run.take(update.change, when, Source.CALLER)
-        check_sums(run.values, update.change)
-        messages.append((update.run_id, dump(update.change.names()), update.change.to_json(), when.at))
-        outcomes.append(None)
-    if new_keys:
-        connection.execute(INSERT_KEYS, (dump(new_keys),))
-    _keep_folds(connection, runs.values())
-    ids = _insert_updates(connection, messages)
-    return [
-        Queued(update.run_id, next(ids)) if outcome is None else outcome
-        for (update, _), outcome in zip(updates, outcomes, strict=True)
-    ]
+            self._remember(update, when)
+            return Held(update.run_id, _hold(self._connection, update, when))
+        values = fold(run.values, update.change)
+        check_sums(values, update.change)
+        run.take(values, when, by_caller="status" in update.change.set)
+        self._remember(update, when)
+        message_id = self._last_id + len(self._messages) + 1
+        named = dump(update.change.names())
+        self._messages.append((message_id, update.run_id, named, update.change.to_json(), when.at))
+        return Queued(update.run_id, message_id)
+
+    def _came_before(self, update: Update) -> bool:
+        if update.idempotency is None:
+            return False
+        known = self._known.get((update.run_id, update.idempotency.key))
+        if known is not None:
+            _refuse_another(known, update.idempotency)
+        return known is not None
+
+    def _remember(self, update: Update, when: When) -> None:
+        if update.idempotency is not None:
+            key, digest = update.idempotency.key, update.idempotency.digest
+            self._known[update.run_id, key] = digest
+            self._keys.append((update.run_id, key, digest, when.at))
 
 
 @dataclass(slots=True)
 class _Folding:
     """A run that changes are folded into, one after another, before it is written once."""
 
-    run: sqlite3.Row
+    run_id: str
     values: Fold
-    first: When | None = None
-    last: When | None = None
+    status: str | None
+    sync: str
+    due_at: str | None
+    #: When the first change is to be sent, and when the last came; empty until there was one.
+    wake_at: str = ""
+    changed_at: str = ""
     by_caller: bool = False
 
-    def take(self, change: Change, when: When, source: Source) -> None:
-        self.values = fold(self.values, change)
-        self.first, self.last = self.first or when, when
-        self.by_caller = self.by_caller or (source is Source.CALLER and "status" in change.set)
+    def take(self, values: Fold, when: When, *, by_caller: bool) -> None:
+        """`values` are those after the change; whether a caller set the status with it."""
+        self.values = values
+        self.wake_at = self.wake_at or when.due_at
+        self.changed_at = when.at
+        self.by_caller = self.by_caller or by_caller
 
     @property
     def is_waiting(self) -> bool:
         """Whether it waits to be sent already, and goes on as it is."""
-        has_its_status = self.run["status"] == self.values.get("status")
-        return has_its_status and self.run["sync"] == SyncState.PENDING and self.run["due_at"] is not None
+        return self.status == self.values.get("status") and self.sync == SyncState.PENDING and self.due_at is not None
 
 
 def _load_folds(connection: sqlite3.Connection, run_ids: Iterable[str]) -> dict[str, _Folding]:
     """Those of the runs that exist."""
     runs = connection.execute(SELECT_FOLDS, (dump(list(set(run_ids))),))
-    return {run["run_id"]: _Folding(run, load_fold(run["fields"])) for run in runs}
+    return {
+        run["run_id"]: _Folding(run["run_id"], load_fold(run["fields"]), run["status"], run["sync"], run["due_at"])
+        for run in runs
+    }
 
 
 def _keep_folds(connection: sqlite3.Connection, runs: Iterable[_Folding]) -> None:
-    """Write the runs that took something: they have something to send from now on."""
-    waiting: list[tuple[str, str, str, str | None]] = []
-    for one in runs:
-        if one.first is None or one.last is None:
-            continue
-        run_id, fields, status_by = one.run["run_id"], dump(one.values), "caller" if one.by_caller else None
-        if one.is_waiting:
-            waiting.append((run_id, fields, one.last.at, status_by))
-        else:
+    """Write the runs that changed: they have something to send from now on."""
+    changed = [run for run in runs if run.changed_at]
+    waiting = (
+        (run.run_id, dump(run.values), run.changed_at, "caller" if run.by_caller else None)
+        for run in changed
+        if run.is_waiting
+    )
+    _execute_rows(connection, UPDATE_WAITING, ROW_OF_FOLD, waiting)
+    for run in changed:
+        if not run.is_waiting:
             due = {
-                "run_id": run_id,
-                "fields": fields,
-                "at": one.last.at,
-                "status_by": status_by,
-                "due_at": one.first.due_at,
+                "run_id": run.run_id,
+                "fields": dump(run.values),
+                "at": run.changed_at,
+                "status_by": "caller" if run.by_caller else None,
+                "due_at": run.wake_at,
             }
             connection.execute(UPDATE_FOLD, due)
-    for bite in _bites(waiting):
-        connection.execute(UPDATE_WAITING, (bite,))
 
 
-def _insert_updates(connection: sqlite3.Connection, messages: Sequence[tuple[str, str, str, str]]) -> Iterator[int]:
-    """Their ids in their order: a statement gives them one after another, and its last is known."""
-    last = 0
-    for bite in _bites(messages):
-        last = connection.execute(INSERT_UPDATES, (bite,)).lastrowid or 0
-    return iter(range(last - len(messages) + 1, last + 1))
-
-
-def _bites(rows: Sequence[tuple[str | None, ...]]) -> Iterator[str]:
-    """The rows as JSON for one statement after another, so that no more than some of the longest are copied at once."""
-    bite: list[tuple[str | None, ...]] = []
-    length = 0
-    for row in rows:
+def _execute_rows(
+    connection: sqlite3.Connection, sql: str, row: str, rows: Iterable[tuple[str | int | None, ...]]
+) -> None:
+    """Run `sql` for all rows: once, or for a bite of them after another where they are long."""
+    bite: list[str | int | None] = []
+    count = length = 0
+    for values in rows:
+        bite += values
+        count += 1
+        length += sum(len(value) for value in values if isinstance(value, str))
         if length > MOST_OF_A_BITE:
-            yield dump(bite)
-            bite, length = [], 0
-        bite.append(row)
-        length += sum(len(text) for text in row if text)
-    if bite:
-        yield dump(bite)
+            connection.execute(sql.format(rows=", ".join([row] * count)), bite)
+            bite, count, length = [], 0, 0
+    if count:
+        connection.execute(sql.format(rows=", ".join([row] * count)), bite)
 
 
 def change_run(connection: sqlite3.Connection, run_id: str, change: Change, source: Source, when: When) -> int | None:
@@ -314,8 +348,9 @@ def change_run(connection: sqlite3.Connection, run_id: str, change: Change, sour
     run = _load_folds(connection, [run_id]).get(run_id)
     if run is None:
         return None
-    run.take(change, when, source)
-    check_sums(run.values, change)
+    values = fold(run.values, change)
+    check_sums(values, change)
+    run.take(values, when, by_caller=source is Source.CALLER and "status" in change.set)
     _keep_folds(connection, [run])
     return insert_message(connection, run_id, MessageKind.UPDATE, source, change, when.at)
 
@@ -397,7 +432,7 @@ def apply_held(connection: sqlite3.Connection, run_id: str, when: When, resoluti
         run = _load_folds(connection, [run_id])[run_id]
         for row in held:
             change = Change.from_json(row["change"])
-            run.take(change, when, Source.CALLER)
+            run.take(fold(run.values, change), when, by_caller="status" in change.set)
             message_id = insert_message(connection, run_id, MessageKind.UPDATE, Source.CALLER, change, when.at)
             connection.execute(MARK_APPLIED, (when.at, message_id, row["id"]))
         _keep_folds(connection, [run])

@@ -176,7 +176,8 @@ class SqliteStore(SqliteReading):
         return created, reading.existing_run(connection, created.run_id)
 
     async def accept_update(self, update: Update, at: datetime) -> UpdateOutcome:
-        return await self._writer.run(Alike(intake.accept_updates, (update, self._when(at))))
+        unit: Alike[tuple[Update, When], UpdateOutcome] = Alike(intake.accept_updates, (update, self._when(at)))
+        return await self._writer.run(unit)
 
     async def accept_webhook(self, event: WebhookEvent, at: datetime) -> WebhookTaken:
         when = self._when(at)
