@@ -16,13 +16,24 @@ import pytest
 from app.apify_client import Apify, ApifyAccess
 from app.apify_transport import LARGEST_ANSWER, MOST_VALUES
 from app.model import BatchState
-from app.policy.harvest import Batch, Found, LookFailed, NoneFound, StartLost, StartRefused, Vanished
+from app.policy.harvest import (
+    Batch,
+    Found,
+    LookFailed,
+    NoneFound,
+    Started,
+    StartLost,
+    StartPostponed,
+    StartRefused,
+    Vanished,
+)
 from app.sandbox.apify import TOKEN, ApifySandbox
 from app.sandbox.apify_account import HARVESTER, RunRequest
 from app.sandbox.apify_dispatch import Lose
 from app.sandbox.apify_runs import RunOptions
 from app.sandbox.apify_server import ApifyServer
 from app.sandbox.faults import Fault, Reply
+from tests.support.certificates import ANOTHERS, OURS, needs_openssl, tls_before
 from tests.support.dripping import dripping
 from tests.support.harvesting import RUN, Harvesting, harvesting
 
@@ -168,6 +179,34 @@ async def test_a_record_may_be_kept_elsewhere_and_gets_no_token_there() -> None:
     assert isinstance(found, Found)
     assert found.run.id == run.id
     assert [(one.path, "Authorization" in one.headers) for one in asked] == [("/INPUT", False)]
+
+
+@needs_openssl
+@pytest.mark.parametrize(("names", "is_trusted"), [(OURS, False), (ANOTHERS, True)], ids=["unknown", "another's"])
+async def test_who_cannot_show_that_he_is_apify_gets_no_token_and_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, *, is_trusted: bool
+) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    async with ApifyServer() as server, tls_before(server.url, tmp_path, names) as (url, certificate):
+        if is_trusted:
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        async with asking(url) as apify:
+            told = [await apify.start(BATCH, "{}"), await apify.follow("x", AT), await apify.measure("x")]
+    assert server.log == []
+    for one in told:
+        assert isinstance(one, StartPostponed | LookFailed)
+        assert "CERTIFICATE_VERIFY_FAILED" in one.cause
+
+
+@needs_openssl
+async def test_who_is_trusted_gets_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    async with ApifyServer() as server, tls_before(server.url, tmp_path) as (url, certificate):
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        async with asking(url) as apify:
+            assert isinstance(await apify.start(BATCH, "{}"), Started)
+    assert len(server.log) == 1
 
 
 STRANGERS = [

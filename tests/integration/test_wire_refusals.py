@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import socket
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.certificates import make_certificate, needs_openssl
+from tests.support.certificates import ANOTHERS, needs_openssl, tls_before
 from tests.support.harness import AIRTABLE_KEY, Harness
 from tests.support.watching import calls, rows, until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
 
 NAME = "airtable.test"
 FAILED = "SELECT DISTINCT error FROM airtable_calls WHERE outcome = 'unknown'"
@@ -77,40 +70,31 @@ async def test_what_does_not_speak_tls_gets_nothing_and_the_right_address_gets_i
         await assert_it_arrived(house, run_id)
 
 
-@contextlib.asynccontextmanager
-async def tls_before(house: Harness, folder: Path) -> AsyncIterator[tuple[str, Path]]:
-    """A server with a certificate that nobody has signed, in front of the sandbox; its URL and certificate."""
-    certificate, context = make_certificate(folder)
-
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there = await asyncio.open_connection("127.0.0.1", house.airtable_server.port)
-        await asyncio.gather(pour(reader, there), pour(there_reader, writer))
-
-    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while some := await reader.read(65_536):
-                writer.write(some)
-                await writer.drain()
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-    server = await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context)
-    try:
-        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", certificate
-    finally:
-        server.close()
+@pytest.fixture
+def no_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the environment names a bundle, `requests` checks whatever it was told."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @needs_openssl
+@pytest.mark.usefixtures("no_bundle")
 async def test_a_stranger_with_an_unknown_certificate_gets_nothing_until_it_is_trusted(
     house: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # where one is set, `requests` checks whatever it was told
-        monkeypatch.delenv(name, raising=False)
-    async with tls_before(house, house.folder) as (url, certificate):
+    async with tls_before(house.airtable_server.url, house.folder) as (url, certificate):
         point_at(house, url)
         async with house.running():
             run_id = await work_without_a_way(house, "CERTIFICATE_VERIFY_FAILED")
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
             await assert_it_arrived(house, run_id)
+
+
+@needs_openssl
+@pytest.mark.usefixtures("no_bundle")
+async def test_who_is_trusted_by_another_name_gets_nothing(house: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with tls_before(house.airtable_server.url, house.folder, ANOTHERS) as (url, certificate):
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        point_at(house, url)
+        async with house.running():
+            await work_without_a_way(house, "certificate is not valid for '127.0.0.1'")
