@@ -260,22 +260,23 @@ async def test_a_stop_leaves_all_in_one_file(stopped: Path) -> None:
 
 
 @contextlib.contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """Permissions stop nobody who is root, a read-only mount does."""
+def read_only(path: Path) -> Iterator[None]:
+    """A folder or a file. Permissions stop nobody who is root, a read-only mount does."""
     if os.geteuid():
-        folder.chmod(0o500)
+        mode = path.stat().st_mode
+        path.chmod(mode & ~0o222)
         yield
-        folder.chmod(0o700)
+        path.chmod(mode)
         return
     try:
-        subprocess.run(["mount", "--bind", folder, folder], check=True, capture_output=True)
+        subprocess.run(["mount", "--bind", path, path], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"nothing can be mounted here: {error}")
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True, capture_output=True)
         yield
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 async def test_a_folder_that_takes_nothing_is_told_at_the_start(stopped: Path) -> None:
@@ -285,6 +286,16 @@ async def test_a_folder_that_takes_nothing_is_told_at_the_start(stopped: Path) -
             async with open_desk(stopped):
                 pass
         assert contents(stopped) == before
+
+
+async def test_a_database_that_takes_nothing_is_told_at_the_start(stopped: Path) -> None:
+    """Its folder takes the lock and the WAL: only a write finds it out."""
+    before = stopped.read_bytes()
+    with read_only(stopped):
+        with pytest.raises(StoreError, match="check its folder's permissions"):
+            async with open_desk(stopped):
+                pass
+        assert stopped.read_bytes() == before
 
 
 async def test_a_journal_of_the_sandbox_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
