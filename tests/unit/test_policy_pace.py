@@ -180,6 +180,12 @@ def test_a_sound_answer_ends_the_trouble(sound: Answer) -> None:
     assert health.rest_after(Unknown("timeout"), PAUSES, RULES) == 0.0
 
 
+def test_what_a_503_asks_for_rests_the_base_from_the_first_on() -> None:
+    health = BaseHealth()
+    rests = [health.rest_after(Unknown("busy", 503, 7.0), PAUSES, RULES) for _ in range(7)]
+    assert rests == [7.0, 7.0, 7.0, 7.0, 7.0, 8.0, 16.0]  # and for longer where it is our turn to be patient
+
+
 @given(st.integers(1, 2000), st.none() | st.floats(0, 1e9))
 def test_no_rest_for_lost_answers_is_longer_than_a_minute(failures: int, retry_after: float | None) -> None:
     health = BaseHealth(failures)
