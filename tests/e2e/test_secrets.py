@@ -23,7 +23,7 @@ from app.sandbox.wire import WireServer, applied_then_dropped, odd_body
 from app.web.contract import OPERATIONS
 from tests.support.harness import AIRTABLE_KEY, make_airtable, sample
 from tests.support.process import command, free_port, served
-from tests.support.watching import raw_request, rows, send_raw, until
+from tests.support.watching import meddle, raw_request, rows, send_raw, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,11 +118,14 @@ async def test_no_secret_is_written_anywhere_in_a_run_where_everything_fails_onc
                 seen.add(f"command {words}", ended.out + ended.err)
             seen.files(tmp_path)  # while it runs: the write-ahead log is there
             assert any(place.endswith("-wal") for place in seen.places)
+            meddle(store, "DROP VIEW run_timeline")  # an error of ours is logged with its path, whatever stands in that
+            assert await caller.ask("GET", f"/runs/{INTERNAL}", INTERNAL) == 500
             assert await service.end(signal.SIGTERM) == 0
             seen.add("log", "".join(service.lines))
         seen.files(tmp_path)
     assert b"[redacted]" in seen.places["file runs.db"]  # the keys were repeated, and kept without
     assert seen.places["log"].count(b"\n") > 30
+    assert b'"path": "/runs/[redacted]"' in seen.places["log"]
     seen.judge()
 
 
