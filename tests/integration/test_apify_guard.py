@@ -74,8 +74,10 @@ async def field(tmp_path: Path) -> AsyncIterator[Harvesting]:
 
 
 @contextlib.asynccontextmanager
-async def asking(api_url: str, timeout_seconds: float = 10.0) -> AsyncIterator[Apify]:
-    apify = Apify(ApifyAccess(TOKEN, api_url, "", "", timeout_seconds))
+async def asking(
+    api_url: str, timeout_seconds: float = 10.0, *, public_url: str = "", webhook_secret: str = ""
+) -> AsyncIterator[Apify]:
+    apify = Apify(ApifyAccess(TOKEN, api_url, public_url, webhook_secret, timeout_seconds))
     try:
         yield apify
     finally:
@@ -353,7 +355,33 @@ async def test_an_input_that_a_stranger_withholds_may_be_ours(stranger: Fault, c
 # What is told ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [b"%s", b'{"error": {"type": "a", "message": "%s"}}'], ids=["stranger", "Apify"])
+SHAPES = pytest.mark.parametrize(
+    "shape", [b"%s", b'{"error": {"type": "a", "message": "%s"}}'], ids=["stranger", "Apify"]
+)
+
+
+@SHAPES
+async def test_the_webhooks_of_a_start_are_not_told_by_whoever_repeats_its_address(shape: bytes) -> None:
+    """They hold the secret that ours are called with, packed as base64: no search for the secret itself finds it."""
+    async with (
+        ApifyServer() as server,
+        asking(server.url, public_url="https://us.example", webhook_secret="secret") as apify,
+    ):
+        sent: list[str] = []
+
+        def repeat(request: WireRequest) -> Fault:
+            sent.append(dict(request.query)["webhooks"])
+            return answer(400, shape % f"?webhooks={sent[0]}&x=1".encode())
+
+        server.faults.plan = repeat
+        told = await apify.start(BATCH, "{}")
+    assert isinstance(told, StartLost | StartRefused)
+    assert "[redacted]" in told.cause
+    pieces = [sent[0][start : start + 8] for start in range(len(sent[0]) - 7)]
+    assert not any(piece in told.cause for piece in pieces)
+
+
+@SHAPES
 async def test_what_looks_like_webhooks_is_not_told_even_where_it_is_cut_off(shape: bytes) -> None:
     """A text is cut before it is looked through, which takes long: no stump of theirs may be left."""
     async with ApifyServer() as server, asking(server.url) as apify:
