@@ -360,6 +360,24 @@ async def test_a_commit_that_fails_keeps_nothing_and_says_so_to_all(desk: Desk) 
     assert desk.seen() == {0, 3}
 
 
+def _make_sqlite_give_up(connection: sqlite3.Connection) -> None:
+    """SQLite rolls the whole transaction back by itself, as it may when the disk is full."""
+    connection.execute("INSERT OR ROLLBACK INTO notes VALUES (0, NULL)")
+
+
+@pytest.mark.parametrize("before", [note(1), _fail_after_writing], ids=["together", "apart"])
+async def test_where_sqlite_gives_up_the_transaction_nothing_is_kept_and_all_hear_its_own_cause(
+    desk: Desk, before: Unit[int]
+) -> None:
+    async with gathering(desk):
+        tasks = await start(*[desk.commit.run(unit) for unit in (before, _make_sqlite_give_up, note(2))])
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(one) for one in answers] == ["UNIQUE constraint failed: notes.id"] * 3
+    assert desk.seen() == {0}
+    assert await desk.commit.run(note(3)) == 3
+    assert desk.seen() == {0, 3}
+
+
 # Closing, and what the connections are --------------------------------------------------------------------------
 
 
