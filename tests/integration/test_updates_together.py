@@ -159,6 +159,23 @@ def test_ids_follow_the_order_in_which_they_came_however_long_they_are(connectio
     assert len([one for one in outcomes if isinstance(one, Held)]) == PORTION // 2
 
 
+@pytest.mark.parametrize(
+    ("by_hand", "first"),
+    [
+        ("DELETE FROM sqlite_sequence", 5),
+        ("UPDATE sqlite_sequence SET seq = 1", 5),
+        ("UPDATE sqlite_sequence SET seq = 90", 91),
+    ],
+)
+def test_an_id_is_given_once_whatever_a_hand_did_to_their_count(
+    connection: sqlite3.Connection, by_hand: str, first: int
+) -> None:
+    with undone(connection):
+        connection.execute(by_hand)
+        outcomes = accept_updates(connection, timed([adding(WAITING, posts_harvested=1)] * 2))
+        assert [one.message_id for one in outcomes if isinstance(one, Queued)] == [first, first + 1]
+
+
 def test_long_fields_of_many_runs_do_not_stand_in_memory_together(tmp_path: Path) -> None:
     """As many as a group commit takes at once, each of a run with 300,000 characters: less than half are held."""
     asyncio.run(_fill_with_long_runs(tmp_path / "runs.db"))

@@ -163,7 +163,11 @@ SELECT run_id, fields, status, sync, due_at FROM runs WHERE run_id IN (SELECT va
 INSERT_MESSAGE = """
 INSERT INTO outbox (run_id, kind, source, fields, change, accepted_at) VALUES (?, ?, ?, ?, ?, ?)
 """
-LAST_MESSAGE = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox'"
+# What AUTOINCREMENT goes by: an id is never given twice, even where its message was pruned.
+LAST_MESSAGE = """
+SELECT max(coalesce((SELECT max(id) FROM outbox), 0),
+    coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'outbox'), 0))
+"""
 INSERT_UPDATES = "INSERT INTO outbox (id, run_id, kind, source, fields, change, accepted_at) VALUES {rows}"
 ROW_OF_UPDATE = "(?, ?, 'update', 'caller', ?, ?, ?)"
 # A run whose create was set aside waits for its replay: nothing of it is due until then.
