@@ -193,7 +193,7 @@ CHEAP = (
     "SCAN call_budget",
     "SCAN checks",
     "pragma_",
-    "CONSTANT ROWS",
+    "CONSTANT ROW",  # and ROWS
     "SCAN lane",
     "json_each",
     "VIRTUAL TABLE",
