@@ -14,11 +14,14 @@ import aiohttp
 import pytest
 
 from app.clock import SystemClock
+from app.errors import StoreError
 from app.sandbox.airtable_limits import NO_LIMITS
 from app.sandbox.wire import WireServer
+from app.store.sqlite.opening import open_store
 from tests.support.forks import Fork, forking
 from tests.support.harness import environment_for, make_airtable
 from tests.support.load import Load, held, kept
+from tests.support.stores import AT, HARVEST, JOB, open_desk
 from tests.support.watching import rows, until
 
 if TYPE_CHECKING:
@@ -44,12 +47,18 @@ class SmallDisk:
 
     def take(self, service: Fork) -> None:
         assert service.pid
+        self.fill()
+
+    def fill(self) -> None:
         with contextlib.suppress(OSError), self._ballast.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
 
     def give(self, service: Fork) -> None:
         assert service.pid
+        self.give_back()
+
+    def give_back(self) -> None:
         self._ballast.unlink()
 
 
@@ -84,6 +93,26 @@ async def test_without_room_nothing_is_answered_for_and_with_room_it_goes_on(tmp
     with contextlib.ExitStack() as stack:
         room = stack.enter_context(small_disk(tmp_path)) if kind == "a full disk" else FileLimit()
         await fill_and_empty(tmp_path, room)
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_a_start_without_room_says_so_and_keeps_what_is_there(tmp_path: Path, *, there: bool) -> None:
+    path = tmp_path / "runs.db"
+    with small_disk(tmp_path) as disk:
+        if there:
+            async with open_desk(path) as desk:
+                await desk.kick_off()
+        disk.fill()
+        with pytest.raises(StoreError, match="its disk has room"):
+            await opened(path)
+        disk.give_back()
+        assert await opened(path) == there
+
+
+async def opened(path: Path) -> bool:
+    """Whether the store, which can be opened, has our run."""
+    async with open_store(path, at=AT, linger_seconds=0.0, run_fields=(), rules=HARVEST) as store:
+        return await store.run(f"{JOB}-Guy") is not None
 
 
 async def fill_and_empty(folder: Path, room: Room) -> None:

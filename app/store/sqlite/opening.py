@@ -97,11 +97,20 @@ def damage_of(connection: sqlite3.Connection) -> str | None:
     return None if found == ["ok"] else "; ".join(found)
 
 
+#: The part of an extended error code that says the kind of error.
+_PRIMARY: Final = 0xFF
+
+
 @contextlib.contextmanager
 def _as_store_error(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
+        code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # Python's own errors have none
+        if code & _PRIMARY in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+            raise StoreError(
+                f"{path} cannot be opened ({error}): see that its disk has room and works, and start again"
+            ) from error
         raise StoreError(
             f"{path} cannot be used as a database ({error}): check its folder's permissions and the file with "
             "'PRAGMA integrity_check', or restore a backup"
